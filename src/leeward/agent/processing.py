@@ -1,0 +1,283 @@
+"""A worker's verbs: which items it processes, remembered on disk, each driven by a loop of its own.
+
+Owns: what to process (so that it goes on after a restart, service or not), what has been sealed,
+and which recovery points the service has heard of since this worker started: whatever the two of
+them remembered before, the first report replaces the service's list. Must not know: steps,
+segments, catalogs; those are the processor's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from leeward.agent.link import Meet
+from leeward.agent.records import Records
+from leeward.core.codec import from_plain, to_plain
+from leeward.core.errors import Fenced, InvalidRequest, LeewardError, NotFound
+from leeward.model.recovery import RecoveryPoint
+from leeward.observability.log import get_logger
+from leeward.protocol.fabric import ProcessingSpec
+from leeward.protocol.messages import (
+    Announced,
+    Command,
+    MeetingCall,
+    NodeStatus,
+    ProcessingStatus,
+    ScrubReport,
+    SpaceReport,
+    Verb,
+)
+from leeward.protocol.rebuild import FoundItems
+
+log = get_logger()
+
+POINTS_PER_POST = 2000
+
+
+class LoopPort(Protocol):
+    """One item's processing under way (processor.loop.ItemLoop): `points_added` of its status are
+    all points there are, oldest first."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def seal(self, new_epoch: int, drain_seconds: float) -> RecoveryPoint: ...
+    def scrub(self, *, dry_run: bool) -> ScrubReport: ...
+    def reclaim(self, *, dry_run: bool) -> SpaceReport: ...
+    def status(self) -> ProcessingStatus: ...
+    def announce(self, epoch: int, sequence: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessingRecord:
+    """What a worker keeps of one item. sealed_epoch: once sealed, the epoch it was sealed for.
+    is_ending: it is not processed any more, but not all of it has been erased."""
+
+    spec: ProcessingSpec
+    sealed_epoch: int = 0
+    is_ending: bool = False
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item. told: ids of points that the service knows, None before this worker's first word
+    on them."""
+
+    record: ProcessingRecord
+    loop: LoopPort
+    told: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seal:
+    item_id: str
+    epoch: int
+    drain_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stop:
+    item_id: str
+    delete: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    item_id: str
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stores:
+    urls: tuple[str, ...]
+
+
+class ProcessingNode:
+    """One worker, as its link sees it. Thread-safe; one item's verbs come one after the other."""
+
+    def __init__(
+        self,
+        directory: Path,
+        make_loop: Callable[[ProcessingSpec, Callable[[], None]], LoopPort],
+        erase: Callable[[ProcessingSpec], None],
+        find_items: Callable[[Sequence[str]], FoundItems],
+    ) -> None:
+        """make_loop: (spec, what to call when there are new points). erase: everything stored of
+        an item is gone. find_items: what the stores of these URLs hold."""
+        self._records = Records(directory / "items", ProcessingRecord)
+        self._make_loop = make_loop
+        self._erase = erase
+        self._lock = threading.Lock()
+        self._items: dict[str, _Item] = {}
+        self._changed: Callable[[], None] = lambda: None
+        self._verbs: Mapping[Verb, Callable[[dict[str, Any]], object]] = {
+            Verb.PROCESSING_START: lambda a: self._start_item(from_plain(a, ProcessingSpec)),
+            Verb.PROCESSING_STOP: lambda a: self._stop_item(from_plain(a, _Stop)),
+            Verb.PROCESSING_SCRUB: lambda a: self._scrub(from_plain(a, _Reading)),
+            Verb.PROCESSING_COMPACT: lambda a: self._compact(from_plain(a, _Reading)),
+            Verb.PROCESSING_SEAL: lambda a: self._seal(from_plain(a, _Seal)),
+            Verb.STORES_READ: lambda a: find_items(from_plain(a, _Stores).urls),
+        }
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """`callback` is called when there are new recovery points."""
+        self._changed = callback
+
+    def resume(self) -> None:
+        """Every item that was being processed is being processed again."""
+        for item_id, record in self._records.all().items():
+            if record.is_ending:
+                threading.Thread(target=self._finish_ending, args=(record,), daemon=True).start()
+                continue
+            try:
+                self._add(record)
+            except LeewardError as error:
+                log.warning("item_not_resumed", item=item_id, error=str(error))
+
+    def stop(self) -> None:
+        """Nothing is processed by this process any more; another worker can go on."""
+        for item in list(self._items.values()):
+            item.loop.stop()
+
+    # --- verbs
+
+    def lane_of(self, command: Command) -> str:
+        """Commands of one item run in order, but for those that take long and change nothing that
+        another one minds."""
+        if command.verb in (Verb.PROCESSING_SCRUB, Verb.PROCESSING_COMPACT):
+            return f"{command.verb.value}:{command.arguments.get('item_id')}"
+        return f"item:{command.arguments.get('item_id')}"
+
+    def carry_out(self, command: Command) -> dict[str, object]:
+        """The command is carried out; returns its result."""
+        verb = self._verbs.get(command.verb)
+        if verb is None:
+            raise InvalidRequest(f"a worker does not do {command.verb.value}")
+        done = verb(command.arguments)
+        return dict(to_plain(done)) if done is not None else {}
+
+    def supersede(self, item_id: str, epoch: int) -> None:
+        """A worker learns of epochs from the catalog; there is nothing to stop."""
+
+    def join(self, call: MeetingCall, meet: Meet) -> None:
+        """Nothing: nothing is replicated from a worker."""
+
+    def announce(self, news: tuple[Announced, ...]) -> None:
+        """Each loop knows what its source has in the cache."""
+        for said in news:
+            item = self._items.get(said.item_id)
+            if item is not None:
+                item.loop.announce(said.epoch, said.sequence)
+
+    def _start_item(self, spec: ProcessingSpec) -> None:
+        """The item is processed under the spec's epoch. Idempotent.
+
+        Raises: Fenced when this worker knows of a newer epoch.
+        """
+        item = self._items.get(spec.item_id)
+        if item is not None:
+            known = item.record
+            if spec.epoch < max(known.spec.epoch, known.sealed_epoch):
+                raise Fenced(f"epoch {spec.epoch} of {spec.item_id} is over in this worker")
+            if known.spec == spec and not known.sealed_epoch:
+                return
+            self._remove(spec.item_id)
+        record = ProcessingRecord(spec=spec)
+        self._records.put(spec.item_id, record)
+        self._add(record)
+
+    def _stop_item(self, wanted: _Stop) -> None:
+        """The item is not processed any more and forgotten; with `delete` erased too."""
+        item = self._items.get(wanted.item_id)
+        if item is None:
+            return
+        item.loop.stop()
+        if wanted.delete:
+            item.record = replace(item.record, is_ending=True)
+            self._records.put(wanted.item_id, item.record)
+            self._erase(item.record.spec)
+        self._remove(wanted.item_id)
+        self._records.delete(wanted.item_id)
+
+    def _finish_ending(self, record: ProcessingRecord) -> None:
+        """What an earlier worker began to erase is gone, unless its stores cannot be reached."""
+        item_id = record.spec.item_id
+        try:
+            self._erase(record.spec)
+            self._records.delete(item_id)
+        except LeewardError as error:
+            log.warning("item_not_erased", item=item_id, error=str(error))
+
+    def _seal(self, wanted: _Seal) -> RecoveryPoint:
+        item = self._items.get(wanted.item_id)
+        if item is None:
+            raise NotFound(f"this worker does not process {wanted.item_id}")
+        point = item.loop.seal(wanted.epoch, wanted.drain_seconds)
+        item.record = replace(item.record, sealed_epoch=wanted.epoch)
+        self._records.put(wanted.item_id, item.record)
+        return point
+
+    def _scrub(self, wanted: _Reading) -> ScrubReport:
+        return self._loop_of(wanted.item_id).scrub(dry_run=wanted.dry_run)
+
+    def _compact(self, wanted: _Reading) -> SpaceReport:
+        return self._loop_of(wanted.item_id).reclaim(dry_run=wanted.dry_run)
+
+    def _loop_of(self, item_id: str) -> LoopPort:
+        item = self._items.get(item_id)
+        if item is None:
+            raise NotFound(f"this worker does not process {item_id}")
+        return item.loop
+
+    # --- status
+
+    def status(self) -> NodeStatus:
+        """Return how each item stands, with what the service has not heard of its points."""
+        with self._lock:
+            items = dict(self._items)
+        return NodeStatus(processings=tuple(_status(item) for _, item in sorted(items.items())))
+
+    def status_taken(self, status: NodeStatus) -> None:
+        """The service has heard of those points."""
+        for each in status.processings:
+            item = self._items.get(each.item_id)
+            if item is None or (item.told is None and not each.points_complete):
+                continue
+            added = frozenset(point.id for point in each.points_added)
+            item.told = (item.told or frozenset()) - frozenset(each.points_removed) | added
+
+    # ---
+
+    def _add(self, record: ProcessingRecord) -> None:
+        loop = self._make_loop(record.spec, lambda: self._changed())
+        with self._lock:
+            self._items[record.spec.item_id] = _Item(record, loop)
+        if not record.sealed_epoch:
+            loop.start()
+
+    def _remove(self, item_id: str) -> None:
+        with self._lock:
+            item = self._items.pop(item_id, None)
+        if item is not None:
+            item.loop.stop()
+
+
+def _status(item: _Item) -> ProcessingStatus:
+    """Return the item's status, of its points only what the service has not heard.
+
+    An item that has had points always has its newest: no points at all means that the catalog has
+    not been read yet, and says nothing about any.
+    """
+    status = item.loop.status()
+    points = status.points_added
+    told = item.told or frozenset()
+    gone = told - {point.id for point in points}
+    return replace(
+        status,
+        points_added=tuple(p for p in points if p.id not in told)[-POINTS_PER_POST:],
+        points_removed=tuple(sorted(gone)) if points else (),
+        points_complete=item.told is None and bool(points),
+    )

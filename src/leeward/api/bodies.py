@@ -1,0 +1,450 @@
+"""Request bodies of the public API: what a caller may send, field by field.
+
+Owns: their shape and the OpenAPI text that comes of it. Must not know: what is done with them.
+Each turns itself into the model's own value; unknown fields are refused, so that a misspelt one is
+not silently dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from leeward.core.errors import InvalidRequest
+from leeward.failover.shared import LATEST_SHARED
+from leeward.model.plans import (
+    ACTION_SECONDS,
+    APPROVAL_SECONDS,
+    ActionKind,
+    PlanAction,
+    PlanGroup,
+    PlanOptions,
+    RecoveryPlan,
+)
+from leeward.model.recovery import (
+    APP_CONSISTENT_SECONDS_MIN,
+    DEFAULT_TIERS,
+    POWER_OFF_SECONDS,
+    BandwidthLimit,
+    Policy,
+    RetentionTier,
+    minute_of_day,
+)
+from leeward.model.resources import (
+    AvailabilitySet,
+    Disk,
+    NetworkInterface,
+    Outbound,
+    ResourceGroup,
+    Routing,
+    StorageAccount,
+    Subnet,
+    VirtualMachine,
+    VirtualNetwork,
+)
+from leeward.protection.options import ProtectOptions
+from leeward.protection.update import ItemChanges
+from leeward.workflows.change_verbs import MachineSize
+
+
+class Body(BaseModel):
+    """Base: frozen, and nothing unknown gets in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EmptyBody(Body):
+    """For resources that are nothing but their name."""
+
+
+class ResourceGroupBody(Body):
+    def resource(self, region: str, name: str) -> ResourceGroup:
+        """Return the resource group that is asked for."""
+        return ResourceGroup(region=region, name=name)
+
+
+class EnrolmentTokenBody(Body):
+    role: Literal["agent", "worker"] | None = Field(
+        default=None, description="for the caller's own records: a token enrols either"
+    )
+
+
+class SubnetBody(Body):
+    name: str
+    prefix: str = Field(description="CIDR inside the address space")
+    bridge: str = Field(
+        default="", max_length=15, description="existing bridge of the hosts to be joined with"
+    )
+
+    def subnet(self) -> Subnet:
+        """Return the subnet that is asked for."""
+        return Subnet(**self.model_dump())
+
+
+class NetworkBody(Body):
+    resource_group: str
+    address_space: tuple[str, ...] = Field(min_length=1, max_length=16)
+    subnets: tuple[SubnetBody, ...] = Field(min_length=1, max_length=64)
+    routing: Routing = Field(
+        default=Routing.ISOLATED, description="whether its subnets reach each other"
+    )
+    outbound: Outbound = Field(
+        default=Outbound.NONE, description="whether its VMs reach the outside, and how"
+    )
+
+    def resource(self, region: str, name: str) -> VirtualNetwork:
+        """Return the virtual network that is asked for."""
+        return VirtualNetwork(
+            region=region,
+            name=name,
+            resource_group=self.resource_group,
+            address_space=self.address_space,
+            subnets=tuple(body.subnet() for body in self.subnets),
+            routing=self.routing,
+            outbound=self.outbound,
+        )
+
+
+class NetworkChangeBody(Body):
+    """What is left out stays as it is."""
+
+    address_space: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=16)
+    subnets: tuple[SubnetBody, ...] | None = Field(
+        default=None, min_length=1, max_length=64, description="all of them, changed or not"
+    )
+    routing: Routing | None = None
+    outbound: Outbound | None = None
+
+    def changed(self, network: VirtualNetwork) -> VirtualNetwork:
+        """Return the network as it is wanted."""
+        return replace(
+            network,
+            address_space=self.address_space or network.address_space,
+            subnets=tuple(body.subnet() for body in self.subnets or ()) or network.subnets,
+            routing=self.routing or network.routing,
+            outbound=self.outbound or network.outbound,
+        )
+
+
+class NetworkMappingBody(Body):
+    target_network: str = Field(description="in the target region; VMs come out in it")
+    one_way: bool = Field(default=False, description="leave the opposite direction as it is")
+
+
+class StorageAccountBody(Body):
+    resource_group: str
+    url: str = ""
+    disk_directory: str = ""
+
+    def resource(self, region: str, name: str) -> StorageAccount:
+        """Return the storage account that is asked for; empty places are filled in later."""
+        return StorageAccount(region=region, name=name, **self.model_dump())
+
+
+class AvailabilitySetBody(Body):
+    resource_group: str
+    fault_domains: int = Field(default=2, ge=1, le=64)
+
+    def resource(self, region: str, name: str) -> AvailabilitySet:
+        """Return the availability set that is asked for."""
+        return AvailabilitySet(region=region, name=name, **self.model_dump())
+
+
+class AvailabilitySetChangeBody(Body):
+    fault_domains: int = Field(ge=1, le=64)
+
+
+class DiskBody(Body):
+    name: str
+    storage_account: str
+    size_bytes: int = Field(default=0, ge=0)
+    format: Literal["raw", "qcow2"] = "raw"
+    image: str = ""
+
+    def disk(self) -> Disk:
+        """Return the disk that is asked for."""
+        return Disk(**self.model_dump())
+
+
+class DiskSizeBody(Body):
+    """A disk never becomes smaller."""
+
+    size_bytes: int = Field(gt=0)
+
+
+class NicBody(Body):
+    name: str
+    network: str
+    subnet: str
+    address: str = ""
+    mac: str = ""
+
+
+class VirtualMachineBody(Body):
+    resource_group: str
+    vcpus: int = Field(default=1, ge=1, le=256)
+    memory_mib: int = Field(default=256, ge=16, le=4 << 20)
+    firmware: Literal["bios", "uefi"] = "bios"
+    display: Literal["none", "vga"] = "none"
+    disks: tuple[DiskBody, ...] = Field(min_length=1, max_length=64)
+    nics: tuple[NicBody, ...] = Field(default=(), max_length=16)
+    availability_set: str = ""
+    forwards: tuple[int, ...] = Field(default=(), max_length=64)
+    host: str = ""
+
+    def resource(self, region: str, name: str) -> VirtualMachine:
+        """Return the virtual machine that is asked for; addresses may still be open."""
+        plain = self.model_dump()
+        plain["disks"] = tuple(Disk(**disk) for disk in plain["disks"])
+        plain["nics"] = tuple(NetworkInterface(**nic) for nic in plain["nics"])
+        return VirtualMachine(region=region, name=name, **plain)
+
+
+class VirtualMachineChangeBody(Body):
+    """What is left out stays as it is. The VM must be stopped."""
+
+    vcpus: int | None = Field(default=None, ge=1, le=256)
+    memory_mib: int | None = Field(default=None, ge=16, le=4 << 20)
+    forwards: tuple[int, ...] | None = Field(default=None, max_length=64)
+
+    def size(self, vm: VirtualMachine) -> MachineSize:
+        """Return the size that is wanted."""
+        return MachineSize(
+            region=vm.region,
+            name=vm.name,
+            vcpus=self.vcpus or vm.vcpus,
+            memory_mib=self.memory_mib or vm.memory_mib,
+            forwards=vm.forwards if self.forwards is None else self.forwards,
+        )
+
+
+class StopBody(Body):
+    force: bool = False
+
+
+class TierBody(Body):
+    every_seconds: int = Field(ge=0)
+    for_seconds: int = Field(gt=0)
+
+
+class BandwidthBody(Body):
+    bytes_per_second: int = Field(ge=0, le=1 << 50, description="0: any amount")
+    start: str = Field(default="00:00", description="by the source host's clock")
+    end: str = "24:00"
+
+    @field_validator("start", "end")
+    @classmethod
+    def _check_time(cls, value: str) -> str:
+        try:
+            minute_of_day(value)
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from error
+        return value
+
+
+class PolicyBody(Body):
+    cut_interval_seconds: float = Field(default=1.0, ge=0.2, le=3600)
+    tiers: tuple[TierBody, ...] = Field(
+        default=tuple(
+            TierBody(every_seconds=tier.every_seconds, for_seconds=tier.for_seconds)
+            for tier in DEFAULT_TIERS
+        ),
+        min_length=1,
+        max_length=8,
+    )
+    compression: Literal["zstd", "lz4", "none"] = "zstd"
+    encryption: Literal["none", "aes-256-gcm"] = "none"
+    rpo_alert_seconds: float = Field(default=30.0, gt=0)
+    shared_interval_seconds: float = Field(
+        default=60.0,
+        ge=1,
+        le=86400,
+        description="between two recovery points that the items of a consistency group share",
+    )
+    bandwidth: tuple[BandwidthBody, ...] = Field(default=(), max_length=24)
+    app_consistent_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=30 * 86400,
+        description="how often guests are frozen for application-consistent points; 0: when asked",
+    )
+
+    @field_validator("app_consistent_seconds")
+    @classmethod
+    def _check_app_consistent(cls, value: int) -> int:
+        if 0 < value < APP_CONSISTENT_SECONDS_MIN:
+            raise ValueError(f"0, or at least {APP_CONSISTENT_SECONDS_MIN}: guests stand meanwhile")
+        return value
+
+    def policy(self, name: str) -> Policy:
+        """Return the policy that is asked for."""
+        plain = self.model_dump()
+        plain["tiers"] = tuple(RetentionTier(**tier) for tier in plain["tiers"])
+        plain["bandwidth"] = tuple(BandwidthLimit(**limit) for limit in plain["bandwidth"])
+        return Policy(name=name, **plain)
+
+
+class ConsistencyGroupBody(Body):
+    items: tuple[str, ...] = Field(description="names of replicated items, 2 to 32")
+
+
+class GroupFailoverBody(Body):
+    recovery_point: str = Field(
+        default=LATEST_SHARED, description="latest-shared, or the id of a shared point"
+    )
+
+
+class ScrubBody(Body):
+    dry_run: bool = False
+
+
+class CompactBody(Body):
+    dry_run: bool = False
+
+
+class UseKeyBody(Body):
+    key_id: str
+
+
+class RebuildBody(Body):
+    stores: tuple[str, ...] = Field(min_length=1, max_length=64, description="object store URLs")
+    region: str = Field(default="", description='whose worker reads them; "": any that answers')
+
+
+class ProtectBody(Body):
+    source_region: str
+    vm: str
+    target_region: str
+    policy: str = Field(default="", description='"": the policy named "default"')
+    target_resource_group: str = ""
+    target_networks: dict[str, str] = Field(default={}, description="source → target network")
+    target_accounts: dict[str, str] = Field(default={}, description="disk → target account")
+    cache_account: str = ""
+    target_availability_set: str = Field(default="", description='"none": none')
+    target_vm: str = ""
+    vcpus: int = Field(default=0, ge=0, le=256, description="0: as the source")
+    memory_mib: int = Field(default=0, ge=0, le=4 << 20, description="0: as the source")
+    addresses: dict[str, str] = Field(default={}, description="network interface → address")
+    exclude_disks: tuple[str, ...] = ()
+    plan_only: bool = False
+
+    def options(self) -> ProtectOptions:
+        """Return what the planner is told."""
+        return ProtectOptions(**self.model_dump(exclude={"plan_only"}))
+
+
+class UpdateItemBody(Body):
+    """Empty: as it is."""
+
+    policy: str = Field(default="", description="of the item's vault; it holds at once")
+    target_vm: str = ""
+    target_resource_group: str = ""
+    vcpus: int = Field(default=0, ge=0, le=256)
+    memory_mib: int = Field(default=0, ge=0, le=4 << 20)
+    target_availability_set: str = Field(default="", description='"none": none')
+    target_networks: dict[str, str] = Field(
+        default={}, description="network interface → network, or network/subnet"
+    )
+    addresses: dict[str, str] = Field(default={}, description="network interface → address")
+
+    def changes(self) -> ItemChanges:
+        """Return what is to be changed."""
+        return ItemChanges(**self.model_dump())
+
+
+class FailoverBody(Body):
+    recovery_point: str = Field(
+        default="latest",
+        description='"latest", "latest-processed", "latest-app-consistent", an id, or a time',
+    )
+    planned: bool = Field(default=False, description="shut the source down first and lose nothing")
+    power_off_seconds: float = Field(
+        default=POWER_OFF_SECONDS,
+        ge=0,
+        le=3600,
+        description="planned: how long the guest may take to power off before it is paused",
+    )
+
+
+class RehearsalBody(Body):
+    recovery_point: str = Field(
+        default="latest",
+        description='"latest", "latest-processed", "latest-app-consistent", an id, or a time',
+    )
+    forwards: tuple[int, ...] = Field(
+        default=(), max_length=64, description="TCP ports of the test VM forwarded on its host"
+    )
+
+
+class ChangePointBody(Body):
+    recovery_point: str = Field(
+        description='"latest-processed", "latest-app-consistent", an id, or a time (ISO 8601)'
+    )
+
+
+class PlanActionBody(Body):
+    name: str
+    kind: Literal["script", "http", "approval", "wait-port"]
+    script: str = Field(default="", description="name in the target agents' scripts directory")
+    url: str = Field(default="", description="where the context is posted", max_length=2000)
+    message: str = Field(default="", max_length=1000)
+    item: str = Field(default="", description="whose VM's port is waited for")
+    port: int = 0
+    timeout_seconds: float | None = Field(
+        default=None, description="default: a minute, approvals a day"
+    )
+
+    def action(self) -> PlanAction:
+        """Return the action that is asked for."""
+        kind = ActionKind(self.kind)
+        default = APPROVAL_SECONDS if kind is ActionKind.APPROVAL else ACTION_SECONDS
+        given = self.model_dump(exclude={"kind", "timeout_seconds"})
+        seconds = default if self.timeout_seconds is None else self.timeout_seconds
+        return PlanAction(kind=kind, timeout_seconds=seconds, **given)
+
+
+class PlanGroupBody(Body):
+    name: str
+    items: tuple[str, ...] = Field(default=(), max_length=500)
+    after: tuple[str, ...] = Field(default=(), max_length=50)
+    pre: tuple[PlanActionBody, ...] = Field(default=(), max_length=50)
+    post: tuple[PlanActionBody, ...] = Field(default=(), max_length=50)
+
+    def group(self) -> PlanGroup:
+        """Return the group that is asked for."""
+        return PlanGroup(
+            name=self.name,
+            items=self.items,
+            after=self.after,
+            pre=tuple(body.action() for body in self.pre),
+            post=tuple(body.action() for body in self.post),
+        )
+
+
+class RecoveryPlanBody(Body):
+    groups: tuple[PlanGroupBody, ...] = Field(max_length=50)
+
+    def plan(self, vault: str, name: str) -> RecoveryPlan:
+        """Return the plan that is asked for."""
+        groups = tuple(body.group() for body in self.groups)
+        return RecoveryPlan(name=name, vault=vault, groups=groups)
+
+
+class RunPlanBody(Body):
+    planned: bool = Field(default=False, description="shut the sources down first, lose nothing")
+    recovery_point: Literal["latest", "latest-processed", "latest-app-consistent"] = "latest"
+
+    def options(self) -> PlanOptions:
+        """Return how the plan is run."""
+        return PlanOptions(**self.model_dump())
+
+
+class TestPlanBody(Body):
+    recovery_point: Literal["latest", "latest-processed", "latest-app-consistent"] = "latest"
+
+
+class ApproveBody(Body):
+    action: str = Field(default="", description="empty: whichever it waits for")
+    comment: str = Field(default="", max_length=1000)

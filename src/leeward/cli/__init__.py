@@ -1,0 +1,1 @@
+"""The command line: arguments become REST calls, replies become tables or JSON."""

@@ -1,0 +1,176 @@
+"""Commands about replication policies: `leeward policy`.
+
+Owns: how they are asked for and shown. Must not know: what nodes make of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from leeward.cli import output
+from leeward.cli.arguments import (
+    parse_bandwidth,
+    parse_duration,
+    parse_tier,
+)
+from leeward.cli.session import Session, command
+from leeward.cli.vaults import DEFAULT_VAULT
+from leeward.core.ids import check_name
+from leeward.core.units import format_bytes, format_seconds
+from leeward.model.recovery import (
+    DEFAULT_TIERS,
+    BandwidthLimit,
+    Policy,
+    RetentionTier,
+)
+
+app = typer.Typer(help="Replication policies: how often, and how long kept.")
+
+PolicyArgument = Annotated[str, typer.Argument(metavar="POLICY", help="The policy's name.")]
+PolicyVaultOption = Annotated[str, typer.Option("--vault", help="Vault the policy belongs to.")]
+
+
+@command(app, "list")
+def list_policies(session: Session, vault: PolicyVaultOption = DEFAULT_VAULT) -> None:
+    """List a vault's replication policies."""
+    found = session.client.policies(vault)
+    rows = [
+        [
+            p.name,
+            format_seconds(p.cut_interval_seconds),
+            _tiers(p.tiers),
+            p.compression,
+            p.encryption,
+            format_seconds(p.rpo_alert_seconds),
+        ]
+        for p in found
+    ]
+    columns = ["POLICY", "CUT EVERY", "KEEP", "COMPRESSION", "ENCRYPTION", "RPO ALERT"]
+    session.show(found, lambda: output.print_table(columns, rows))
+
+
+@command(app, "show")
+def show_policy(
+    session: Session,
+    name: PolicyArgument,
+    vault: PolicyVaultOption = DEFAULT_VAULT,
+) -> None:
+    """Show a replication policy."""
+    policy = session.client.policy(vault, name)
+    fields = [
+        ("policy", policy.name),
+        ("cut every", format_seconds(policy.cut_interval_seconds)),
+        ("keep", _tiers(policy.tiers)),
+        ("compression", policy.compression),
+        ("encryption", policy.encryption),
+        ("RPO alert", format_seconds(policy.rpo_alert_seconds)),
+        ("consistency groups share every", format_seconds(policy.shared_interval_seconds)),
+        ("bandwidth", _bandwidth(policy.bandwidth)),
+        ("application-consistent", _every(policy.app_consistent_seconds)),
+    ]
+    session.show(policy, lambda: output.print_fields(fields))
+
+
+@command(app, "create")
+def create_policy(
+    session: Session,
+    name: PolicyArgument,
+    vault: PolicyVaultOption = DEFAULT_VAULT,
+    cut_interval: Annotated[
+        float, typer.Option("--cut-interval", help="Seconds between recovery points.")
+    ] = 1.0,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tier",
+            metavar="EVERY:FOR",
+            help="How many points are kept, how long: all:10m, 1m:2h, 1h:1d. May be given several "
+            "times.",
+        ),
+    ] = None,
+    compression: Annotated[str, typer.Option("--compression", help="zstd, lz4 or none.")] = "zstd",
+    encryption: Annotated[
+        str, typer.Option("--encryption", help="none or aes-256-gcm, with the vault's key.")
+    ] = "none",
+    rpo_alert: Annotated[
+        float, typer.Option("--rpo-alert", help="Seconds of RPO that are worth an alert.")
+    ] = 30.0,
+    shared_interval: Annotated[
+        float,
+        typer.Option(
+            "--shared-interval",
+            help="Seconds between two points that the items of a consistency group share.",
+        ),
+    ] = 60.0,
+    bandwidth: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bandwidth",
+            metavar="[HH:MM-HH:MM=]SIZE",
+            help="Bytes a second each VM may send, at a time of the day by its host's clock: "
+            "08:00-18:00=5M, then 50M for the rest; 0 is no limit. The first that fits counts.",
+        ),
+    ] = None,
+    app_consistent: Annotated[
+        str,
+        typer.Option(
+            "--app-consistent-every",
+            metavar="DURATION",
+            help="How often guests are frozen, by their agent, for application-consistent points: "
+            "1h. 0: only by `leeward recovery-point create`.",
+        ),
+    ] = "0",
+) -> None:
+    """Create or change a replication policy.
+
+    leeward policy create gold --cut-interval 1 --tier all:10m --tier 1m:2h --tier 1h:7d
+    """
+    policy = Policy(
+        name=check_name(name),
+        cut_interval_seconds=cut_interval,
+        tiers=tuple(parse_tier(each) for each in tier) if tier else DEFAULT_TIERS,
+        compression=compression,
+        encryption=encryption,
+        rpo_alert_seconds=rpo_alert,
+        shared_interval_seconds=shared_interval,
+        bandwidth=tuple(parse_bandwidth(each) for each in bandwidth or ()),
+        app_consistent_seconds=parse_duration(app_consistent, field="--app-consistent-every"),
+    )
+    session.client.put_policy(vault, policy)
+    session.show(policy, lambda: output.say(f"policy {vault}/{name} is set"))
+
+
+@command(app, "delete")
+def delete_policy(
+    session: Session,
+    name: PolicyArgument,
+    vault: PolicyVaultOption = DEFAULT_VAULT,
+) -> None:
+    """Delete a replication policy that no item follows."""
+    session.client.delete_policy(vault, name)
+    session.show({"done": True}, lambda: output.say(f"policy {vault}/{name} is gone"))
+
+
+def _every(seconds: int) -> str:
+    return f"every {format_seconds(seconds)}" if seconds else "when asked"
+
+
+def _bandwidth(limits: Sequence[BandwidthLimit]) -> str:
+    return ", ".join(
+        f"{limit.start}-{limit.end} {rate(limit.bytes_per_second)}" for limit in limits
+    ) or rate(0)
+
+
+def rate(bytes_per_second: int) -> str:
+    return f"{format_bytes(bytes_per_second)}/s" if bytes_per_second else "no limit"
+
+
+def _tiers(tiers: tuple[RetentionTier, ...]) -> str:
+    return ", ".join(
+        f"{'every one' if not t.every_seconds else 'one per ' + format_seconds(t.every_seconds)} "
+        f"for {format_seconds(t.for_seconds)}"
+        for t in tiers
+    )

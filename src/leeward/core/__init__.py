@@ -1,0 +1,1 @@
+"""Units, identifiers, clock, extents, errors, JSON codec. Knows nothing of any other room."""

@@ -1,0 +1,59 @@
+"""`leeward worker`: turns a region's arriving cuts into recovery points.
+
+Owns: which directories, which stores, in which order. Must not know: what a step does. A
+composition root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from leeward.agent.erasure import erase_item
+from leeward.agent.processing import ProcessingNode
+from leeward.core.clock import SystemClock
+from leeward.daemons.node import NodeHome, NodeOptions, check_options, run_node, set_environment
+from leeward.daemons.places import Places
+from leeward.daemons.signals import StopSignal
+from leeward.observability.log import configure_logging
+from leeward.processor.found_items import find_items
+from leeward.processor.item import ItemProcessor
+from leeward.processor.loop import ItemLoop
+from leeward.protocol.fabric import ProcessingSpec
+from leeward.protocol.messages import Role
+from leeward.protocol.rebuild import FoundItems
+from leeward.recovery_points.retention import plan_retention
+from leeward.replica.host_keys import open_keyed
+
+
+def run_worker(options: NodeOptions) -> None:
+    """The region's worker runs until it is told to stop.
+
+    Raises: InvalidRequest, Conflict when another worker has its directory, Unavailable.
+    """
+    check_options(options, Role.WORKER)
+    stop = StopSignal()
+    configure_logging()
+    set_environment(options)
+    directory = Places(options.data).worker(options.region)
+    with NodeHome(directory, Role.WORKER, options) as home:
+        run_node(home, ProcessingNode(home.directory, _loop, _erase, _find), options, stop)
+
+
+def _loop(spec: ProcessingSpec, on_change: Callable[[], None]) -> ItemLoop:
+    clock = SystemClock()
+    return ItemLoop(
+        spec,
+        ItemProcessor(spec, partial(open_keyed, key_id=spec.key_id), clock),
+        lambda points: plan_retention(points, spec.tiers, group=spec.consistency_group),
+        clock,
+        on_change=on_change,
+    )
+
+
+def _erase(spec: ProcessingSpec) -> None:
+    erase_item(spec, open_keyed)
+
+
+def _find(urls: Sequence[str]) -> FoundItems:
+    return find_items(urls, open_keyed)

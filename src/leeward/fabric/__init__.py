@@ -1,0 +1,1 @@
+"""What a region can do on its hosts: the driver port, the QEMU host driver, networks, processes."""

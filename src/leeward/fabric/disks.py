@@ -1,0 +1,237 @@
+"""Disk images of VMs: created, imported, deleted; never half there.
+
+Owns: image files and qemu-img. Must not know: VMs' processes. An image appears under its name only
+when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from leeward.core.errors import Conflict, InvalidRequest, Unavailable
+from leeward.core.units import SECTOR
+from leeward.protocol.fabric import DiskSpec
+from leeward.qemu.overlay import create_overlay
+
+FORMATS = ("raw", "qcow2")
+IMPORT_SECONDS = 3600.0
+QUICK_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What qemu-img says of an image."""
+
+    format: str
+    size_bytes: int
+    refers_to: str
+    """Another file it needs (backing or data file); "" for none."""
+
+
+def image_path(vm_id: str, disk: DiskSpec, *, is_overlay: bool) -> Path:
+    """Return where the VM's image lies."""
+    return Path(disk.directory) / f"{vm_id}-{disk.name}.{'qcow2' if is_overlay else disk.format}"
+
+
+def check_new(path: Path, disk: DiskSpec) -> None:
+    """Return if an image may be created at `path`. Raises: Conflict, InvalidRequest."""
+    if disk.format not in FORMATS:
+        raise InvalidRequest(
+            f"disk {disk.name}: {disk.format!r} is not a disk format",
+            field="format",
+            hint="use raw or qcow2",
+        )
+    if path.exists():
+        raise Conflict(f"disk {disk.name}: {path} exists already", field="disks")
+
+
+def create_image(path: Path, disk: DiskSpec) -> None:
+    """Make `path` the disk's image: empty, or with its image's content.
+
+    Raises: InvalidRequest when there is no such image or it is larger than the disk; Unavailable
+    when it cannot be written.
+    """
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if disk.image:
+            _import(partial, disk)
+        else:
+            _create_empty(partial, disk)
+        _settle(partial, path)
+    except OSError as error:
+        raise Unavailable(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def create_overlay_image(path: Path, disk: DiskSpec, base_socket: Path) -> None:
+    """Make `path` an empty overlay as large as the disk, or as the base if no size is given."""
+    size_bytes = disk.size_bytes or _base_size(disk.name, base_socket)
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        create_overlay(partial, size_bytes)
+        _settle(partial, path)
+    except OSError as error:
+        raise Unavailable(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def delete_image(path: Path) -> None:
+    """Make neither the image nor a part of it exist. Idempotent."""
+    try:
+        _partial(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise Unavailable(f"cannot delete {path}: {error.strerror}") from error
+
+
+def keep_image(path: Path) -> None:
+    """Make the image stay under another name when its VM is deleted. Idempotent."""
+    try:
+        if path.exists():
+            path.rename(path.with_name(path.name + ".kept"))
+    except OSError as error:
+        raise Unavailable(f"cannot rename {path}: {error.strerror}") from error
+
+
+def image_size(path: Path, image_format: str) -> int:
+    """Return the size a guest sees, in bytes; works while a VM has it open."""
+    if image_format == "raw":
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise Unavailable(f"cannot read {path}: {error.strerror}") from error
+    return _inspect(str(path), "-U", "-f", image_format).size_bytes
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return how much space the image takes."""
+    try:
+        return path.stat().st_blocks * SECTOR
+    except OSError as error:
+        raise Unavailable(f"cannot read {path}: {error.strerror}") from error
+
+
+def grow_image(path: Path, image_format: str, size_bytes: int) -> None:
+    """Make the image that nobody uses so large. Idempotent. Raises: Unavailable."""
+    if image_size(path, image_format) < size_bytes:
+        _qemu_img("resize", "-q", "-f", image_format, str(path), str(size_bytes))
+
+
+def is_direct_possible(directory: Path) -> bool:
+    """Say whether files in `directory` can be used past the page cache (O_DIRECT)."""
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".leeward-probe-") as probe:
+        try:
+            descriptor = os.open(probe.name, os.O_RDWR | os.O_DIRECT)
+        except OSError:
+            return False
+        try:
+            with mmap.mmap(-1, 4096) as page:  # page-aligned, as O_DIRECT asks
+                return os.write(descriptor, page) == 4096
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _create_empty(path: Path, disk: DiskSpec) -> None:
+    if disk.size_bytes <= 0 or disk.size_bytes % SECTOR:
+        raise InvalidRequest(
+            f"disk {disk.name}: {disk.size_bytes} bytes is no size for an empty disk",
+            field="size_bytes",
+            hint="a multiple of 512",
+        )
+    _qemu_img("create", "-q", "-f", disk.format, str(path), str(disk.size_bytes))
+
+
+def _import(path: Path, disk: DiskSpec) -> None:
+    source = Path(disk.image)
+    if not source.is_file():
+        raise InvalidRequest(f"disk {disk.name}: there is no image {source}", field="image")
+    info = _inspect(str(source))
+    if info.refers_to:
+        raise InvalidRequest(
+            f"disk {disk.name}: {source} needs another file, {info.refers_to}",
+            field="image",
+            hint="flatten it first: qemu-img convert",
+        )
+    if disk.size_bytes and disk.size_bytes < info.size_bytes:
+        raise InvalidRequest(
+            f"disk {disk.name}: {source} needs {info.size_bytes} bytes, not {disk.size_bytes}",
+            field="size_bytes",
+        )
+    if info.format == disk.format == "raw":
+        _run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(path))
+    else:
+        formats = ("-f", info.format, "-O", disk.format)
+        _qemu_img("convert", "-q", *formats, str(source), str(path), seconds=IMPORT_SECONDS)
+    if disk.size_bytes > info.size_bytes:
+        _qemu_img("resize", "-q", "-f", disk.format, str(path), str(disk.size_bytes))
+
+
+def _settle(partial: Path, path: Path) -> None:
+    """Give a finished image its name, durably. Raises: Conflict rather than overwrite."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.chmod(0o600)
+    try:
+        os.link(partial, path)
+    except FileExistsError as error:
+        raise Conflict(f"{path} exists already", field="disks") from error
+
+
+def _base_size(disk: str, socket: Path) -> int:
+    server = {"type": "unix", "path": str(socket)}
+    options = {"driver": "nbd", "server": server, "export": disk}
+    return _inspect("json:" + json.dumps({"driver": "raw", "file": options})).size_bytes
+
+
+def _inspect(name: str, *options: str) -> ImageInfo:
+    raw = json.loads(_qemu_img("info", "--output=json", *options, name))
+    specific = (raw.get("format-specific") or {}).get("data") or {}
+    return ImageInfo(
+        format=raw["format"],
+        size_bytes=raw["virtual-size"],
+        refers_to=raw.get("backing-filename") or specific.get("data-file") or "",
+    )
+
+
+def _qemu_img(*arguments: str, seconds: float = QUICK_SECONDS) -> str:
+    return _run("qemu-img", *arguments, seconds=seconds)
+
+
+def _run(*argv: str, seconds: float = IMPORT_SECONDS) -> str:
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"{argv[0]} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{argv[0]} {argv[1]} took longer than {seconds:g} s") from error
+    if done.returncode:
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        raise Unavailable(f"{argv[0]} {argv[1]} failed: {said.splitlines()[-1]}")
+    return done.stdout

@@ -1,0 +1,1 @@
+"""Deciding what a failover does: pure, no I/O."""

@@ -1,0 +1,1 @@
+"""The product's nouns and legal states: frozen values, no I/O."""

@@ -1,0 +1,1 @@
+"""Logs for people and programs. Knows nothing of what it reports."""

@@ -1,0 +1,1 @@
+"""Cuts in the cache become recovery points in the target storage. Knows no control plane."""

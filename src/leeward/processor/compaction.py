@@ -1,0 +1,482 @@
+"""Writing anew what is live of segments that are mostly dead, and the log that follows from it.
+
+Owns: the objects a compaction stores, and proving before anything counts that every window and the
+newest map show what they showed. Must not know: locks, schedules, deleting. Runs beside the item's
+steps; item.py makes the result part of the catalog. Killed anywhere it leaves orphans only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from leeward.core.errors import DataIntegrity, SegmentCorrupt, Unavailable
+from leeward.core.units import BLOCK, MIB
+from leeward.object_store.store import ObjectStore, join
+from leeward.observability.log import get_logger
+from leeward.processor.apply import Numbers, is_replay_long
+from leeward.processor.compaction_plan import (
+    Group,
+    LogSegment,
+    WindowPlan,
+    check_maps,
+    check_window,
+    plan_window,
+    replace_victims,
+)
+from leeward.processor.old_blocks import BlockReader
+from leeward.replica.block_map import BlockMap, open_checkpoint
+from leeward.replica.catalog_state import LoggedCut, State
+from leeward.replica.disk import replay_map
+from leeward.replica.layout import checkpoint_name, make_segment_id, segment_name
+from leeward.replica.sealing import keys_of
+from leeward.replica.segment import (
+    BLOCKS,
+    EXTENT_DTYPE,
+    Compression,
+    SegmentHeader,
+    encode_segment,
+    read_table,
+)
+
+MOVED_BYTES_MAX = 512 * MIB
+"""Live data that one round writes anew, about, for a disk."""
+WORTHWHILE_SHARE = 0.08
+"""Of a disk's data: less than that dead in victims is left until there is more."""
+WORTHWHILE_SEGMENTS = 256
+EXTENTS_MAX = 1 << 24
+"""Extents held in memory at once: a log of more is not compacted."""
+READERS = 8
+
+Position = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """What a cut's record says of the disk. is_end: somebody may want the disk as after it."""
+
+    position: Position
+    size_bytes: int
+    segments: tuple[int, ...]
+    checkpoint: str
+    is_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFigures:
+    """Of a disk's listed segments, in blocks of data. freeable: dead in those worth rewriting."""
+
+    live: int = 0
+    dead: int = 0
+    freeable: int = 0
+    victims: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskCompaction:
+    """A disk's log as it is to be, everything it names stored; valid under `claim` only.
+
+    before: the segments that the cuts listed when it was made.
+    """
+
+    disk: str
+    claim: int
+    before: Mapping[Position, tuple[int, ...]]
+    log: Mapping[Position, LoggedCut]
+    victims: int
+    moved_bytes: int
+    written_bytes: int
+
+
+def log_of(state: State, disk: str) -> list[LogEntry]:
+    """Return a disk's log, oldest cut first."""
+    ends = state.ends()
+    return [
+        LogEntry(
+            cut.position,
+            entry.size_bytes,
+            entry.segments,
+            entry.checkpoint,
+            cut.position in ends,
+        )
+        for cut, entry in state.disk_entries(disk)
+    ]
+
+
+def compacted_log(state: State, made: DiskCompaction) -> list[LoggedCut] | None:
+    """Return all that the disk's log is to have of the cuts there are now, those that came since
+    without the maps they stored: these refer to victims. None if it is not the log that was
+    compacted any more, or if the chain has been restarted since: the map stored then may be all
+    that tells how to pass over something damaged."""
+    if any(cut.restarts and cut.position > max(made.before) for cut in state.cuts):
+        return None
+    log: list[LoggedCut] = []
+    left = dict(made.log)
+    for entry in log_of(state, made.disk):
+        planned = left.pop(entry.position, None)
+        if planned is None:
+            planned = LoggedCut(
+                epoch=entry.position[0], sequence=entry.position[1], segments=entry.segments
+            )
+        elif made.before[entry.position] != entry.segments:
+            return None
+        if planned.segments or planned.checkpoint:
+            log.append(planned)
+    return None if any(planned.segments for planned in left.values()) else log
+
+
+def windows_of(log: Sequence[LogEntry]) -> Iterator[slice]:
+    """Yield what lies between the ends, each with the end it leads to."""
+    first = 0
+    for index, entry in enumerate(log):
+        if entry.is_end:
+            yield slice(first, index + 1)
+            first = index + 1
+
+
+@dataclass(slots=True)
+class _Round:
+    """What one round has planned and made for a disk."""
+
+    plans: dict[int, WindowPlan] = field(default_factory=dict)
+    moved: dict[int, Group] = field(default_factory=dict)
+    written_bytes: int = 0
+
+
+class DiskCompactor:
+    """Plans and makes compactions of one disk. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        item_id: str,
+        disk: str,
+        *,
+        compression: Compression,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._store = store
+        self._item_id = item_id
+        self._disk = disk
+        self._compression = compression
+        self._sleep = sleep
+        self._known: dict[tuple[int, ...], DiskFigures] = {}
+        self._tables: dict[int, LogSegment] = {}
+        self._unreadable: dict[int, DataIntegrity] = {}
+        self._spared: set[int] = set()
+        self.figures = DiskFigures()
+        """Of the log when it was last planned."""
+
+    def survey(self, state: State) -> DiskFigures:
+        """Return how much of the disk's log is dead; only windows that have changed are read, and
+        one with a damaged table that something may be seen of is passed over. Raises: Unavailable.
+        """
+        log = log_of(state, self._disk)
+        known, self._known = self._known, {}
+        for window in windows_of(log):
+            ids = _ids(log[window])
+            figures = known.get(ids)
+            if figures is None and _is_one_cut(log[window]):
+                figures = DiskFigures()  # what a cut brings lies side by side
+            if figures is None:
+                figures = self._look_at(log[window])
+            self._known[ids] = figures
+        self.figures = _sum(self._known.values())
+        return self.figures
+
+    def plan(
+        self, state: State, *, moved_bytes_max: int = MOVED_BYTES_MAX
+    ) -> dict[int, WindowPlan]:
+        """Return what to do in one round, by the windows' first entries in the log. Only windows
+        that the last survey found to have victims. Raises: as `survey`."""
+        log = log_of(state, self._disk)
+        plans: dict[int, WindowPlan] = {}
+        blocks = moved_bytes_max // BLOCK
+        for window in windows_of(log):
+            ids = _ids(log[window])
+            if blocks <= 0 or not self._known.get(ids, DiskFigures()).victims:
+                continue
+            plan = self._planned(log[window], blocks)
+            self._known[ids] = _figures(plan)
+            if plan.victims:
+                plans[window.start] = plan
+                blocks -= plan.moved_blocks
+        return plans
+
+    def _look_at(self, window: Sequence[LogEntry]) -> DiskFigures:
+        try:
+            return _figures(self._planned(window, 1 << 62))
+        except DataIntegrity as error:
+            # Nobody knows what would show if it were left out: the window stays until it changes.
+            get_logger().warning("window_not_compacted", disk=self._disk, problem=str(error))
+            return DiskFigures()
+
+    def _planned(self, window: Sequence[LogEntry], moved_blocks_max: int) -> WindowPlan:
+        self._load(_ids(window))
+        return plan_window(
+            self._segments(window),
+            spared=frozenset(self._spared),
+            moved_blocks_max=moved_blocks_max,
+        )
+
+    def is_worthwhile(self) -> bool:
+        """Say whether what was last surveyed is worth the maps that have to be written anew."""
+        figures = self.figures
+        return figures.victims >= WORTHWHILE_SEGMENTS or figures.freeable > WORTHWHILE_SHARE * (
+            figures.live + figures.dead
+        )
+
+    def forget(self) -> None:
+        """Keep nothing in memory but figures."""
+        self._tables.clear()
+        self._unreadable.clear()
+
+    def make(
+        self,
+        state: State,
+        plans: Mapping[int, WindowPlan],
+        numbers: Numbers,
+        *,
+        is_stopping: Callable[[], bool],
+    ) -> DiskCompaction:
+        """Return the log that the plans lead to, everything it names stored and verified.
+
+        Raises: Unavailable, also when told to stop; DataIntegrity when a victim cannot be read (it
+        is spared from then on) or a check fails: then nothing counts.
+        """
+        log = log_of(state, self._disk)
+        done = _Round(dict(plans))
+        new = list(log)
+        for window in windows_of(log):
+            plan = plans.get(window.start)
+            if plan is None:
+                continue
+            place = _last_victim(log[window], plan)
+            ids = [
+                self._store_group(group, place, numbers, done, is_stopping) for group in plan.groups
+            ]
+            lists = replace_victims([entry.segments for entry in log[window]], plan, ids)
+            new[window] = [
+                replace(entry, segments=listed)
+                for entry, listed in zip(log[window], lists, strict=True)
+            ]
+            check_window(self._segments(log[window]), self._segments(new[window]), done.moved)
+        gone = {each for plan in plans.values() for each in plan.victims}
+        first = next(at for at, entry in enumerate(log) if not gone.isdisjoint(entry.segments))
+        new = self._store_maps(log, new, first, numbers, done, is_stopping)
+        return DiskCompaction(
+            disk=self._disk,
+            claim=numbers.claim,
+            before={entry.position: entry.segments for entry in log},
+            log={
+                entry.position: LoggedCut(
+                    epoch=entry.position[0],
+                    sequence=entry.position[1],
+                    segments=entry.segments,
+                    checkpoint=entry.checkpoint,
+                )
+                for entry in new
+            },
+            victims=len(gone),
+            moved_bytes=sum(plan.moved_blocks for plan in plans.values()) * BLOCK,
+            written_bytes=done.written_bytes,
+        )
+
+    # -------------------------------------------------------------------------- tables
+
+    def _segments(self, window: Sequence[LogEntry]) -> list[LogSegment]:
+        """Return a window's segments, those whose tables are damaged as if they had nothing where
+        that cannot be told: under a later one that covers the whole disk. Raises: DataIntegrity.
+        """
+        found: list[LogSegment] = []
+        is_covered = False
+        for entry in reversed(window):
+            for each in reversed(entry.segments):
+                if is_covered and each in self._unreadable:
+                    found.append(LogSegment(each, np.zeros(0, EXTENT_DTYPE), 0))
+                    continue
+                found.append(self._table(each))
+                is_covered = is_covered or found[-1].covers(-(-entry.size_bytes // BLOCK))
+        return found[::-1]
+
+    def _table(self, segment_id: int) -> LogSegment:
+        if segment_id in self._unreadable:
+            raise self._unreadable[segment_id]
+        return self._tables[segment_id]
+
+    def _load(self, ids: Sequence[int]) -> None:
+        """Have the tables of these segments in memory, or why they cannot be read."""
+        missing = [
+            each for each in ids if each not in self._tables and each not in self._unreadable
+        ]
+        with ThreadPoolExecutor(READERS) as readers:
+            for segment_id, found in zip(
+                missing, readers.map(self._try_table, missing), strict=True
+            ):
+                if isinstance(found, LogSegment):
+                    self._tables[segment_id] = found
+                else:
+                    self._unreadable[segment_id] = found
+        if sum(len(each.extents) for each in self._tables.values()) > EXTENTS_MAX:
+            self._tables.clear()
+            raise Unavailable(f"the log of disk {self._disk} has too many extents to be compacted")
+
+    def _try_table(self, segment_id: int) -> LogSegment | DataIntegrity:
+        try:
+            return self._read_table(segment_id)
+        except DataIntegrity as error:
+            return error
+
+    def _read_table(self, segment_id: int) -> LogSegment:
+        table = read_table(self._store, segment_name(self._item_id, self._disk, segment_id))
+        header = table.header
+        if (header.item_id, header.disk, header.unit) != (self._item_id, self._disk, BLOCKS):
+            raise SegmentCorrupt(f"segment {segment_id:x} belongs to another disk")
+        return LogSegment(segment_id, table.extents, table.data_bytes // BLOCK)
+
+    # -------------------------------------------------------------------------- new segments
+
+    def _store_group(
+        self,
+        group: Group,
+        place: Position,
+        numbers: Numbers,
+        done: _Round,
+        is_stopping: Callable[[], bool],
+    ) -> int:
+        """Store one new segment, read it back, and return its id."""
+        self._check_running(is_stopping)
+        began = time.monotonic()
+        content = self._read(group)
+        encoded = encode_segment(
+            SegmentHeader(self._item_id, self._disk, place[0], place[1], BLOCKS),
+            group.extents,
+            content,
+            compression=self._compression,
+            key=keys_of(self._store).writing,
+        )
+        segment_id = make_segment_id(numbers.claim, numbers.take())
+        name = segment_name(self._item_id, self._disk, segment_id)
+        self._store.create(name, encoded.parts)
+        if self._store.get(name) != join(encoded.parts):
+            raise SegmentCorrupt(f"segment {name} is not what was stored")
+        done.moved[segment_id] = group
+        done.written_bytes += encoded.bytes
+        self._tables[segment_id] = LogSegment(segment_id, group.extents, len(group.segments))
+        self._sleep(min(time.monotonic() - began, 1.0))
+        return segment_id
+
+    def _read(self, group: Group) -> bytes:
+        reader = BlockReader(self._store, self._item_id, self._disk)
+        try:
+            return reader.read(group.segments, group.positions).tobytes()
+        except DataIntegrity as error:
+            self._spared.update(_damaged(reader, group))
+            get_logger().warning("compaction_met_damage", disk=self._disk, problem=str(error))
+            raise
+        finally:
+            reader.close()
+
+    def _check_running(self, is_stopping: Callable[[], bool]) -> None:
+        if is_stopping():
+            raise Unavailable("the worker stops; what was begun is begun again by the next one")
+
+    # -------------------------------------------------------------------------- new maps
+
+    def _store_maps(
+        self,
+        log: Sequence[LogEntry],
+        new: Sequence[LogEntry],
+        first: int,
+        numbers: Numbers,
+        done: _Round,
+        is_stopping: Callable[[], bool],
+    ) -> list[LogEntry]:
+        """Return the new log with maps stored where replaying would be long. Those from the first
+        victim on refer to victims: they go; those before stay."""
+        kept = list(new[:first])
+        start = max((at for at, entry in enumerate(kept) if entry.checkpoint), default=-1)
+        block_map = BlockMap(self._item_id, self._disk, 0)
+        if start >= 0:
+            block_map = open_checkpoint(self._store, kept[start].checkpoint)
+        self._load([each for entry in new[start + 1 :] for each in entry.segments])
+        segments = extents = 0
+        for at in range(start + 1, len(new)):
+            entry = new[at]
+            block_map.grow(max(entry.size_bytes, block_map.size_bytes))
+            for each in entry.segments:
+                table = self._table(each)
+                block_map.apply(each, table.extents)
+                segments += 1
+                extents += len(table.extents)
+            if at < first:
+                continue
+            checkpoint = ""
+            if entry.is_end and is_replay_long(segments, extents):
+                self._check_running(is_stopping)
+                checkpoint = self._store_map(block_map, entry, numbers, done)
+                segments = extents = 0
+            kept.append(replace(entry, checkpoint=checkpoint))
+        self._check_newest(log, block_map, done)
+        return kept
+
+    def _store_map(
+        self, block_map: BlockMap, entry: LogEntry, numbers: Numbers, done: _Round
+    ) -> str:
+        name = checkpoint_name(self._item_id, self._disk, numbers.claim, numbers.take())
+        block_map.write_checkpoint(self._store, name, epoch=entry.position[0])
+        done.written_bytes += self._store.size(name)
+        return name
+
+    def _check_newest(self, log: Sequence[LogEntry], block_map: BlockMap, done: _Round) -> None:
+        """Return if the newest map shows what the old log makes of the disk."""
+        start = max((at for at, entry in enumerate(log) if entry.checkpoint), default=-1)
+        old = replay_map(
+            self._store,
+            self._item_id,
+            self._disk,
+            log[-1].size_bytes,
+            log[start].checkpoint if start >= 0 else "",
+            [each for entry in log[start + 1 :] for each in entry.segments],
+        )
+        check_maps(old, block_map, done.moved)
+
+
+def _damaged(reader: BlockReader, group: Group) -> Iterator[int]:
+    """Yield the segments of which what is wanted cannot be read."""
+    for each in np.unique(group.segments).tolist():
+        mine = group.segments == each
+        try:
+            reader.read(group.segments[mine], group.positions[mine])
+        except DataIntegrity:
+            yield each
+
+
+def _ids(entries: Sequence[LogEntry]) -> tuple[int, ...]:
+    return tuple(each for entry in entries for each in entry.segments)
+
+
+def _is_one_cut(entries: Sequence[LogEntry]) -> bool:
+    return sum(bool(entry.segments) for entry in entries) < 2
+
+
+def _last_victim(entries: Sequence[LogEntry], plan: WindowPlan) -> Position:
+    return next(entry.position for entry in entries if plan.victims[-1] in entry.segments)
+
+
+def _figures(plan: WindowPlan) -> DiskFigures:
+    return DiskFigures(plan.live_blocks, plan.dead_blocks, plan.freed_blocks, len(plan.victims))
+
+
+def _sum(figures: Iterable[DiskFigures]) -> DiskFigures:
+    each = list(figures)
+    return DiskFigures(
+        sum(f.live for f in each),
+        sum(f.dead for f in each),
+        sum(f.freeable for f in each),
+        sum(f.victims for f in each),
+    )

@@ -1,0 +1,80 @@
+"""What stores hold, read from them alone: items, what their vault knew, where their disks are.
+
+Owns: believing catalogs only. Must not know: vaults, commands. The worker's part of
+`leeward vault rebuild`: the service holds no disk bytes and no keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from leeward.core.codec import from_plain
+from leeward.core.errors import InvalidRequest, LeewardError, Unavailable
+from leeward.object_store.store import ObjectStore
+from leeward.protocol.rebuild import AboutItem, FoundItem, FoundItems
+from leeward.replica.catalog import Catalog
+
+_CATALOG = re.compile(r"items/([a-z0-9-]+)/catalog/\d{16}")
+_DISK = re.compile(r"items/([a-z0-9-]+)/disks/([a-z0-9-]+)/.*")
+
+
+def find_items(urls: Sequence[str], open_store: Callable[[str], ObjectStore]) -> FoundItems:
+    """Return every item whose catalog lies in one of the stores; each store is listed once.
+
+    An item that cannot be used is there with its problem. Raises: Unavailable when a store cannot
+    be listed: half of what is there must not pass for all; InvalidRequest.
+    """
+    stores = {url: open_store(url) for url in urls}
+    listings = {url: store.list("items/") for url, store in stores.items()}
+    places = _places(listings)
+    found = [
+        _read_item(item_id, stores[url], places)
+        for url, names in listings.items()
+        for item_id in _matches(_CATALOG, names)
+    ]
+    # An item that was reprotected has a catalog in both regions: the newer direction comes first.
+    return FoundItems(items=tuple(sorted(found, key=lambda item: (item.item_id, -item.epoch))))
+
+
+def _matches(pattern: re.Pattern[str], names: Iterable[str]) -> list[str]:
+    return sorted({match[1] for name in names if (match := pattern.fullmatch(name))})
+
+
+def _places(listings: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], list[str]]:
+    """Return (item, disk) → the stores that hold a replica of the disk: one in each direction."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for url, names in listings.items():
+        for place in {(m[1], m[2]) for name in names if (m := _DISK.fullmatch(name))}:
+            places.setdefault(place, []).append(url)
+    return places
+
+
+def _read_item(
+    item_id: str, store: ObjectStore, places: Mapping[tuple[str, str], Sequence[str]]
+) -> FoundItem:
+    try:
+        catalog = Catalog.open(store, item_id)
+        if not catalog.about:
+            raise InvalidRequest("its catalog does not say which vault it belongs to")
+        about = from_plain(catalog.about, AboutItem)
+    except Unavailable:
+        raise
+    except LeewardError as error:
+        return FoundItem(item_id=item_id, problem=str(error))
+    urls = {
+        disk: _place(places.get((item_id, disk), ()), recorded)
+        for disk, recorded in catalog.disk_urls.items()
+    }
+    return FoundItem(
+        item_id=item_id,
+        epoch=catalog.epoch,
+        about=about,
+        urls=urls,
+        point_count=len(catalog.points),
+    )
+
+
+def _place(found: Sequence[str], recorded: str) -> str:
+    """Return where the disk's replica is: where it was, or where it has been moved to."""
+    return recorded if recorded in found or not found else found[0]

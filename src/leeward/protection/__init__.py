@@ -1,0 +1,1 @@
+"""Deciding how a VM is protected: pure, no I/O."""

@@ -1,0 +1,1 @@
+"""QEMU as we use it: QMP sessions, mirrors to the tap, dirty bitmaps, machines."""

@@ -1,0 +1,1 @@
+"""Which recovery points to keep, and which one a failover takes: pure planners."""

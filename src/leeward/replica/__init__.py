@@ -1,0 +1,1 @@
+"""The replica log: formats, block map, catalog, and reading a disk as it was at a point."""

@@ -1,0 +1,460 @@
+"""The catalog of an item's recovery points: a linear log of create-only objects.
+
+Owns: appending to it as its one owner, and reading it. Must not know: bytes of disks. Lies in the
+target's store; the worker appends, whoever opens a recovery point reads. FORMAT.md 6.
+
+Version n + 1 is created only by somebody who has read version n, and creating it fails if it
+exists. So whoever took over later is seen by the earlier owner at its next append: it is Fenced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from leeward.core.errors import (
+    Conflict,
+    DataIntegrity,
+    Fenced,
+    LeewardError,
+    NotFound,
+    ObjectExists,
+    SegmentCorrupt,
+    Unavailable,
+)
+from leeward.model.recovery import Consistency, RecoveryPoint, point_id
+from leeward.object_store.store import ObjectStore
+from leeward.observability.log import get_logger
+from leeward.replica.catalog_state import (
+    KIND_APPLY,
+    KIND_CLAIM,
+    KIND_COMPACT,
+    KIND_FREE,
+    KIND_QUARANTINE,
+    KIND_RETAIN,
+    KIND_SEAL,
+    AppliedCut,
+    LoggedCut,
+    Record,
+    State,
+    check_cuts,
+    follow,
+    share_configs,
+)
+from leeward.replica.envelope import (
+    KIND_RECORD,
+    KIND_SNAPSHOT,
+    parse_envelope,
+    read_small_object,
+    seal_envelope,
+)
+from leeward.replica.layout import (
+    CLAIM_MAX,
+    parse_snapshot_version,
+    record_name,
+    snapshot_name,
+    snapshots_prefix,
+)
+from leeward.replica.sealing import Keyring, keys_of
+
+SNAPSHOT_VERSIONS = 256
+"""An owner stores the full state whenever the last one is this many versions old."""
+LATEST = "latest"
+LATEST_APP_CONSISTENT = "latest-app-consistent"
+
+_SNAPSHOTS_KEPT = 3
+_TAKE_OVER_ATTEMPTS = 32
+_SINGLE_READS = 3
+_WIDE_READS = 32
+_READERS = 8
+
+log = get_logger()
+
+
+class Catalog:
+    """An item's catalog as last read. One thread at a time."""
+
+    def __init__(self, store: ObjectStore, state: State, snapshots: Sequence[int]) -> None:
+        self._store = store
+        self._keys = keys_of(store)
+        self._state = state
+        self._snapshots = list(snapshots)
+        self._claim = 0
+
+    @classmethod
+    def open(cls, store: ObjectStore, item_id: str) -> Catalog:
+        """Return the item's catalog, up to date; an item nobody has claimed has an empty one.
+
+        Reads the newest snapshot and what follows it. Raises: SegmentCorrupt, Unavailable.
+        """
+        names = store.list(snapshots_prefix(item_id))
+        versions = sorted(filter(None, map(parse_snapshot_version, names)))
+        catalog = cls(store, _newest_snapshot(store, item_id, versions), versions)
+        catalog.refresh()
+        return catalog
+
+    # ── what it says ─────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def item_id(self) -> str:
+        return self._state.item_id
+
+    @property
+    def version(self) -> int:
+        return self._state.version
+
+    @property
+    def epoch(self) -> int:
+        return self._state.epoch
+
+    @property
+    def claim(self) -> int:
+        """This object's own claim, 0 if it has made none."""
+        return self._claim
+
+    @property
+    def disk_urls(self) -> dict[str, str]:
+        """Where each disk's replica is, as the owner said when it took over."""
+        return dict(self._state.disk_urls)
+
+    @property
+    def points(self) -> tuple[RecoveryPoint, ...]:
+        """The recovery points, oldest first."""
+        return self._state.points()
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What the item is to the service, as the owner said when it took over."""
+        return dict(self._state.about)
+
+    @property
+    def quarantined(self) -> frozenset[str]:
+        """Ids of the points that touch something damaged: no failover is to use them."""
+        return frozenset(point_id(*position) for position in self._state.quarantined)
+
+    @property
+    def state(self) -> State:
+        """All that it says; later changes make another one."""
+        return self._state
+
+    @property
+    def healing(self) -> tuple[bool, frozenset[int] | None]:
+        """As State.healing."""
+        return self._state.healing()
+
+    @property
+    def newest_cut(self) -> AppliedCut | None:
+        """The newest cut applied, recovery point or not."""
+        return self._state.newest_cut
+
+    def find_point(self, wanted: str) -> RecoveryPoint:
+        """Return the point with that id; the newest that is not damaged for "latest", of those that
+        are application-consistent for "latest-app-consistent". Raises: NotFound.
+        """
+        points = self.points
+        if wanted == LATEST and points:
+            damaged = self.quarantined
+            return next((p for p in reversed(points) if p.id not in damaged), points[-1])
+        if wanted == LATEST_APP_CONSISTENT:
+            damaged = self.quarantined
+            whole = [p for p in reversed(points) if p.id not in damaged]
+            points = tuple(p for p in whole if p.consistency is Consistency.APPLICATION)[:1]
+            wanted = points[0].id if points else wanted
+        for point in points:
+            if point.id == wanted:
+                return point
+        raise NotFound(
+            f"there is no recovery point {wanted}",
+            field="recovery_point",
+            hint="`leeward recovery-point list ITEM` lists them",
+        )
+
+    def disk_sizes(self, point: RecoveryPoint | str) -> dict[str, int]:
+        """Return the bytes of each disk that the point has. Raises: NotFound."""
+        return {entry.disk: entry.size_bytes for entry in self._cut(point).disks}
+
+    def vm_config(self, point: RecoveryPoint | str) -> dict[str, object]:
+        """Return the VM's configuration at the point. Raises: NotFound."""
+        return dict(self._state.configs[self._cut(point).config_sha256])
+
+    def disk_log(self, disk: str, point: RecoveryPoint | str) -> tuple[str, tuple[int, ...]]:
+        """Return (checkpoint name or "", ids of the segments to apply after it) of a disk at a
+        point. Raises: NotFound."""
+        return self._state.disk_log(disk, self._state.cut_of(_id(point)))
+
+    def newest_disk_log(self, disk: str) -> tuple[str, tuple[int, ...]]:
+        """Return the same for the newest cut; ("", ()) if there is none or it lacks the disk."""
+        try:
+            return self._state.disk_log(disk, len(self._state.cuts) - 1)
+        except (IndexError, NotFound):
+            return "", ()
+
+    def _cut(self, point: RecoveryPoint | str) -> AppliedCut:
+        return self._state.cuts[self._state.cut_of(_id(point))]
+
+    # ── reading on ───────────────────────────────────────────────────────────────────────────────
+
+    def refresh(self) -> None:
+        """Read the versions written since: one request when there are none.
+
+        Raises: SegmentCorrupt, Unavailable.
+        """
+        start = self._state.version
+        while True:
+            width = 1 if self._state.version - start < _SINGLE_READS else _WIDE_READS
+            found = self._read_records(self._state.version + 1, width)
+            for data in found:
+                self._follow(data)
+            if len(found) < width:
+                return
+
+    def _read_records(self, first: int, count: int) -> list[bytes]:
+        """Return the stored bytes of `count` versions, or of those before the first missing one."""
+        if count == 1:
+            found = [self._read_record(first)]
+        else:
+            with ThreadPoolExecutor(_READERS) as readers:
+                found = list(readers.map(self._read_record, range(first, first + count)))
+        end = found.index(None) if None in found else count
+        return [data for data in found[:end] if data is not None]
+
+    def _read_record(self, version: int) -> bytes | None:
+        try:
+            return read_small_object(self._store, record_name(self.item_id, version))
+        except NotFound:
+            return None
+
+    def _follow(self, data: bytes) -> None:
+        record = _parse_record(data, self._keys)
+        self._state = follow(self._state, record, hashlib.sha256(data).hexdigest())
+
+    # ── appending ────────────────────────────────────────────────────────────────────────────────
+
+    def take_over(
+        self,
+        epoch: int,
+        *,
+        owner: str = "",
+        disk_urls: Mapping[str, str] | None = None,
+        about: Mapping[str, object] | None = None,
+    ) -> int:
+        """Become the item's only owner and return the claim number, never used before: names made
+        with it are nobody else's.
+
+        owner: for people. disk_urls: disk → object store URL of its replica, kept for recovery.
+        about: what the item is to the service, kept for making a lost vault anew.
+        Raises: Fenced if the item has a newer epoch; Conflict, Unavailable.
+        """
+        for _ in range(_TAKE_OVER_ATTEMPTS):
+            self.refresh()
+            self._check_epoch(epoch)
+            claim = self._state.claim + 1
+            if claim > CLAIM_MAX:
+                raise Conflict(f"item {self.item_id} has used up its claims")
+            record = self._record(
+                KIND_CLAIM,
+                claim=claim,
+                epoch=epoch,
+                owner=owner,
+                disk_urls=dict(disk_urls or {}),
+                about=dict(about or {}),
+            )
+            data = self._seal(record)
+            found = self._create(record, data)
+            if found == data:
+                self._follow(data)
+                self._claim = claim
+                return claim
+        raise Conflict(f"too many others are taking over item {self.item_id}")
+
+    def check_owner(self) -> None:
+        """Return if, as far as has been read, nobody has taken over from this owner.
+
+        Raises: Fenced; Conflict if it never took over.
+        """
+        if self._claim == 0:
+            raise Conflict(f"item {self.item_id} has not been taken over")
+        if self._state.claim != self._claim:
+            raise Fenced(
+                f"item {self.item_id} has been taken over",
+                hint=f"claim {self._state.claim} ({self._state.owner}) is newer than {self._claim}",
+            )
+
+    def append_cuts(self, cuts: Iterable[AppliedCut]) -> None:
+        """Make the cuts part of the log, all or none; from then on their points are listed.
+
+        Everything they name must be stored already. Raises: Fenced; Conflict if they do not follow
+        the newest cut or the log has moved; Unavailable: unknown whether appended, ask again with
+        the same cuts.
+        """
+        self.check_owner()
+        stored, configs = share_configs(cuts)
+        if not stored:
+            return
+        if stored[0].epoch < self.epoch:
+            self._check_epoch(stored[0].epoch)
+        check_cuts(self._state, stored)
+        new = {key: value for key, value in configs.items() if key not in self._state.configs}
+        self._append(self._record(KIND_APPLY, cuts=stored, configs=new))
+
+    def seal(self, new_epoch: int) -> None:
+        """Raise the item's epoch: cuts of older ones are refused from then on. Idempotent.
+
+        Raises: Fenced if the epoch is newer already; Conflict, Unavailable.
+        """
+        self.check_owner()
+        self._check_epoch(new_epoch)
+        if new_epoch != self.epoch:
+            self._append(self._record(KIND_SEAL, epoch=new_epoch))
+
+    def drop_points(self, ids: Iterable[str]) -> None:
+        """Make these recovery points not exist; ids of none are ignored.
+
+        Raises: Fenced, Conflict, Unavailable.
+        """
+        self.check_owner()
+        known = {point.id for point in self.points}
+        dropped = tuple(sorted(known.intersection(ids)))
+        if dropped:
+            self._append(self._record(KIND_RETAIN, dropped=dropped))
+
+    def quarantine(self, damaged: Iterable[str], *, released: Iterable[str] = ()) -> None:
+        """Make the `damaged` points known as such and the `released` ones whole again; ids of no
+        point are ignored. Raises: Fenced, Conflict, Unavailable.
+        """
+        self.check_owner()
+        known = {point.id for point in self.points}
+        was = {point_id(*position) for position in self._state.quarantined}
+        added = tuple(sorted(known.intersection(damaged) - was))
+        gone = tuple(sorted(was.intersection(released) - set(damaged)))
+        if added or gone:
+            self._append(self._record(KIND_QUARANTINE, quarantined=added, released=gone))
+
+    def compact(self, disk: str, log: Iterable[LoggedCut]) -> None:
+        """Make `log` all that the disk's log has of the cuts there are: the disk at every recovery
+        point must be what it was. What only the log before named is garbage from then on.
+
+        Raises: Fenced, Conflict, Unavailable.
+        """
+        self.check_owner()
+        self._append(self._record(KIND_COMPACT, disk=disk, log=tuple(log)))
+
+    def free(self, *, objects: int, bytes: int) -> None:
+        """Note that objects which this version does not name are being deleted: no version after
+        it can name them. Raises: Fenced, Conflict, Unavailable: then none may be deleted.
+        """
+        self.check_owner()
+        self._append(self._record(KIND_FREE, freed_objects=objects, freed_bytes=bytes))
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch < self.epoch:
+            raise Fenced(f"item {self.item_id} is at epoch {self.epoch}, newer than {epoch}")
+
+    def _record(self, kind: str, **fields: Any) -> Record:
+        state = self._state
+        return Record(
+            item_id=state.item_id,
+            version=state.version + 1,
+            claim=fields.pop("claim", self._claim),
+            epoch=fields.pop("epoch", state.epoch),
+            parent_sha256=state.sha256,
+            nonce=secrets.token_hex(16),
+            kind=kind,
+            **fields,
+        )
+
+    def _seal(self, record: Record) -> bytes:
+        return seal_envelope(KIND_RECORD, record.epoch, record, self._keys.writing)
+
+    def _append(self, record: Record) -> None:
+        data = self._seal(record)
+        after = follow(self._state, record, hashlib.sha256(data).hexdigest())
+        found = self._create(record, data)
+        if found != data:
+            self.refresh()
+            self.check_owner()
+            if not _says_the_same(record, _parse_record(found, self._keys)):
+                raise Conflict(
+                    f"catalog version {record.version} of item {self.item_id} is another one",
+                    hint="an append whose reply was lost has taken place; read the catalog again",
+                )
+        else:
+            self._state = after
+        self._store_snapshot()
+
+    def _create(self, record: Record, data: bytes) -> bytes:
+        """Return the bytes that the record's version has now: `data`, or what came before it.
+
+        Raises: Unavailable when that cannot be found out.
+        """
+        name = record_name(self.item_id, record.version)
+        try:
+            self._store.create(name, data)
+            return data
+        except (ObjectExists, Unavailable) as error:
+            try:
+                return read_small_object(self._store, name)
+            except NotFound:
+                raise Unavailable(f"the catalog cannot be written: {error.message}") from error
+
+    def _store_snapshot(self) -> None:
+        """Store the full state now and then. It only saves time: failing to is no failure."""
+        newest = self._snapshots[-1] if self._snapshots else 0
+        version = self._state.version
+        if version - newest < SNAPSHOT_VERSIONS:
+            return
+        data = seal_envelope(KIND_SNAPSHOT, self.epoch, self._state, self._keys.writing)
+        try:
+            self._store.create(snapshot_name(self.item_id, version), data)
+        except ObjectExists:
+            pass
+        except LeewardError as error:
+            log.warning("catalog_snapshot_failed", item=self.item_id, problem=str(error))
+            return
+        self._snapshots.append(version)
+        self._delete_old_snapshots()
+
+    def _delete_old_snapshots(self) -> None:
+        while len(self._snapshots) > _SNAPSHOTS_KEPT:
+            try:
+                self._store.delete(snapshot_name(self.item_id, self._snapshots[0]))
+            except LeewardError as error:
+                log.warning("catalog_snapshot_not_deleted", item=self.item_id, problem=str(error))
+                return
+            del self._snapshots[0]
+
+
+def _newest_snapshot(store: ObjectStore, item_id: str, versions: Sequence[int]) -> State:
+    """Return the state in the newest snapshot that can be read, the empty one if none can."""
+    for version in reversed(versions):
+        name = snapshot_name(item_id, version)
+        try:
+            data = read_small_object(store, name)
+            _, state = parse_envelope(data, KIND_SNAPSHOT, State, keys_of(store))
+        except (NotFound, DataIntegrity) as error:
+            log.warning("catalog_snapshot_skipped", item=item_id, name=name, problem=str(error))
+            continue
+        if state.item_id == item_id and state.version == version and state.is_complete:
+            return state
+        log.warning("catalog_snapshot_skipped", item=item_id, name=name, problem="misplaced")
+    return State(item_id=item_id, is_complete=True)
+
+
+def _parse_record(data: bytes, keys: Keyring) -> Record:
+    epoch, record = parse_envelope(data, KIND_RECORD, Record, keys)
+    if epoch != record.epoch:
+        raise SegmentCorrupt(f"catalog version {record.version} has two epochs")
+    return record
+
+
+def _says_the_same(record: Record, other: Record) -> bool:
+    """Return whether two records of one owner differ in their nonce only."""
+    return replace(other, nonce=record.nonce) == record
+
+
+def _id(point: RecoveryPoint | str) -> str:
+    return point if isinstance(point, str) else point.id

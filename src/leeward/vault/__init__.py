@@ -1,0 +1,1 @@
+"""Durable records of the control plane: SQLAlchemy on SQLite or PostgreSQL, with migrations."""

@@ -1,0 +1,371 @@
+"""Recovery plans: kept, run, approved, resumed, reported.
+
+Owns: the steps of a run, and that one which failed goes on exactly where it stopped. Must not know:
+what makes sense in a plan (recovery_plans.check), how a VM fails over (failover and planned verbs).
+A run's VMs fail over as jobs of their own: they outlive it, and it finds them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from leeward.core.codec import from_plain
+from leeward.core.errors import Conflict, LeewardError, NotFound, Unavailable
+from leeward.model.plans import (
+    ActionKind,
+    PlanAction,
+    PlanApproval,
+    PlanGroup,
+    PlanOptions,
+    PlanReport,
+    RecoveryPlan,
+)
+from leeward.model.recovery import (
+    Job,
+    JobState,
+    ReplicatedItem,
+    Vault,
+)
+from leeward.protocol.messages import Role
+from leeward.recovery_plans.check import (
+    check_plan,
+    check_runnable,
+    check_testable,
+    find_obstacles,
+    order_groups,
+    plan_items,
+)
+from leeward.recovery_plans.timing import POST, PRE, action_step, job_in, plan_steps, report_run
+from leeward.vault.jobs import IdempotencyKey
+from leeward.vault.records import Records
+from leeward.workflows.bench import Bench
+from leeward.workflows.engine import Json
+from leeward.workflows.failover_verbs import FailoverVerbs
+from leeward.workflows.job import RunningJob
+from leeward.workflows.jobs import Jobs
+from leeward.workflows.plan_actions import (
+    ActionPlace,
+    PlanActions,
+    approval_key,
+    plan_target,
+    where_to,
+)
+from leeward.workflows.plan_clean_up import PLAN_CLEAN_UP
+from leeward.workflows.planned_verbs import PlannedVerbs
+from leeward.workflows.rehearsal_verbs import RehearsalVerbs
+from leeward.workflows.rehearsing import Together
+from leeward.workflows.side_by_side import Move, SideBySide
+
+PLAN_RUN = "recovery-plan.run"
+PLAN_TEST = "recovery-plan.test"
+_RUNS = (PLAN_RUN, PLAN_TEST)
+_RUNS_LOOKED_AT = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRunArguments:
+    """done: steps of earlier attempts that are not repeated; attempts: those jobs, oldest first.
+    host: where a test has its VMs."""
+
+    plan: RecoveryPlan
+    options: PlanOptions
+    done: tuple[str, ...] = ()
+    attempts: tuple[str, ...] = ()
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a run would do, and what is against it."""
+
+    plan: str
+    target_region: str
+    steps: tuple[str, ...]
+    obstacles: tuple[str, ...]
+
+
+class PlanVerbs:
+    """Keeps and runs plans."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        jobs: Callable[[], Jobs],
+        failovers: FailoverVerbs,
+        planned: PlannedVerbs,
+        rehearsals: RehearsalVerbs,
+    ) -> None:
+        self._bench = bench
+        self._jobs = jobs
+        self._side_by_side = SideBySide(bench, jobs, failovers, planned)
+        self._rehearsals = rehearsals
+        self._actions = PlanActions(bench)
+
+    # --- keeping
+
+    def put(self, plan: RecoveryPlan) -> RecoveryPlan:
+        """Return the plan, which is as given from now on. Raises: InvalidRequest, NotFound;
+        Conflict while it is being run."""
+        with self._bench.vault.write() as records:
+            records.resources.get(Vault, "", plan.vault)
+            check_plan(plan, _items(records, plan.vault))
+            self._check_resting(records, plan.vault, plan.name)
+            found = records.resources.find(RecoveryPlan, plan.vault, plan.name)
+            if found is None:
+                records.resources.insert(plan, scope=plan.vault, name=plan.name)
+            else:
+                records.resources.update(found, value=plan)
+        return plan
+
+    def delete(self, vault: str, name: str) -> None:
+        """The plan does not exist. Raises: NotFound; Conflict while it is being run, or test VMs of
+        it are there."""
+        with self._bench.vault.write() as records:
+            records.resources.get(RecoveryPlan, vault, name)
+            self._check_resting(records, vault, name)
+            rehearsals = [item.rehearsal for item in _items(records, vault).values()]
+            if any(rehearsal.plan == name for rehearsal in rehearsals if rehearsal is not None):
+                raise Conflict(
+                    f"plan {name} has test VMs",
+                    field="plan",
+                    hint=f"`leeward recovery-plan test-cleanup {name}` first",
+                )
+            records.resources.delete(RecoveryPlan, vault, name)
+
+    # --- submitting
+
+    def dry_run(self, vault: str, name: str) -> DryRun:
+        """Return what a run would do now, and what is against it; nothing happens."""
+        with self._bench.vault.read() as records:
+            plan = records.resources.get(RecoveryPlan, vault, name).value
+            items = _items(records, vault)
+            obstacles = find_obstacles(plan, items)
+            region = ""
+            if all(item in items for group in plan.groups for item in group.items):
+                region = where_to(records, plan)
+                obstacles += tuple(
+                    f"no {role.value} of region {region} answers"
+                    for role in (Role.AGENT, Role.WORKER)
+                    if not self._bench.answering(records, role, region)
+                )
+        steps = tuple(
+            step.name if step.what != "vm" else f"{step.group} vm {step.name}"
+            for step in plan_steps(plan)
+        )
+        return DryRun(plan=name, target_region=region, steps=steps, obstacles=obstacles)
+
+    def run(
+        self, vault: str, name: str, options: PlanOptions, key: IdempotencyKey | None = None
+    ) -> Job:
+        """Return the job that runs the plan. Raises: NotFound; Conflict with every reason against
+        it; Unavailable; then nothing has happened."""
+
+        def prepare(records: Records) -> PlanRunArguments:
+            plan = records.resources.get(RecoveryPlan, vault, name).value
+            self._check_resting(records, vault, name)
+            check_runnable(plan, _items(records, vault))
+            region = where_to(records, plan)
+            for role in (Role.AGENT, Role.WORKER):
+                if not self._bench.answering(records, role, region):
+                    raise Unavailable(f"no {role.value} of region {region} answers")
+            return PlanRunArguments(plan=plan, options=options)
+
+        return self._jobs().submit(PLAN_RUN, plan_target(vault, name), prepare, key)
+
+    def test(
+        self, vault: str, name: str, recovery_point: str, key: IdempotencyKey | None = None
+    ) -> Job:
+        """Return the job that tests the plan: its VMs boot as test VMs on one host, in isolated
+        networks that they share. Raises: NotFound; Conflict with every reason against it;
+        Unavailable; then nothing has happened."""
+
+        def prepare(records: Records) -> PlanRunArguments:
+            plan = records.resources.get(RecoveryPlan, vault, name).value
+            self._check_resting(records, vault, name)
+            check_testable(plan, _items(records, vault))
+            return PlanRunArguments(
+                plan=plan,
+                options=PlanOptions(recovery_point=recovery_point, is_test=True),
+                host=self._test_host(records, plan),
+            )
+
+        return self._jobs().submit(PLAN_TEST, plan_target(vault, name), prepare, key)
+
+    def _test_host(self, records: Records, plan: RecoveryPlan) -> str:
+        """Return the host that has memory for all of the plan's VMs. Raises: Unavailable,
+        Conflict."""
+        found = [records.items.get(plan.vault, name).target_vm for name in plan_items(plan)]
+        all_of_them = replace(
+            found[0],
+            name=f"plan {plan.name} at once",
+            memory_mib=sum(vm.memory_mib for vm in found),
+            availability_set="",
+        )
+        return self._bench.place(records, all_of_them).name
+
+    def resume(self, vault: str, name: str, key: IdempotencyKey | None = None) -> Job:
+        """Return the job in which the plan's failed run or test goes on where it stopped, by the
+        plan as it is now. Raises: NotFound; Conflict when it did not fail."""
+        with self._bench.vault.read() as records:
+            records.resources.get(RecoveryPlan, vault, name)
+            verb = self._last(records, vault, name).verb
+
+        def prepare(records: Records) -> PlanRunArguments:
+            plan = records.resources.get(RecoveryPlan, vault, name).value
+            self._check_resting(records, vault, name)
+            last = self._last(records, vault, name)
+            if last.state not in (JobState.FAILED, JobState.CANCELLED):
+                raise Conflict(
+                    f"the last run of {name} {last.state.value}: there is nothing to resume",
+                    hint=f"`leeward recovery-plan run {name}` begins a new one",
+                )
+            before = _arguments(records, last.id)
+            done = {*before.done, *(s.name for s in last.steps if s.state is JobState.SUCCEEDED)}
+            attempts = (*before.attempts, last.id)
+            return replace(before, plan=plan, done=tuple(sorted(done)), attempts=attempts)
+
+        return self._jobs().submit(verb, plan_target(vault, name), prepare, key)
+
+    def approve(self, vault: str, name: str, *, action: str, comment: str = "") -> PlanApproval:
+        """Return the approval of the action, "GROUP pre ACTION" or its last word, that the plan's
+        run waits for. Raises: NotFound, Conflict."""
+        with self._bench.vault.write() as records:
+            records.resources.get(RecoveryPlan, vault, name)
+            last = self._last(records, vault, name)
+            steps = _approvals(_arguments(records, last.id).plan)
+            running = [s.name for s in last.steps if s.state is JobState.RUNNING]
+            waiting = [step for step in steps if step in running]
+            chosen = [step for step in waiting if action in ("", step, step.rpartition(" ")[2])]
+            if not chosen:
+                now = f"it waits for {waiting[0]}" if waiting else "it waits for no approval"
+                raise Conflict(
+                    f"plan {name} does not wait for {action or 'anything'}: {now}", field="action"
+                )
+            approval = PlanApproval(job_id=last.id, step=chosen[0], comment=comment)
+            if records.resources.find(PlanApproval, last.id, chosen[0]) is None:
+                records.resources.insert(approval, scope=last.id, name=chosen[0])
+        self._bench.signals.notify(approval_key(last.id))
+        return approval
+
+    def report(self, vault: str, name: str) -> PlanReport:
+        """Return how the plan's newest run goes or went. Raises: NotFound."""
+        with self._bench.vault.read() as records:
+            records.resources.get(RecoveryPlan, vault, name)
+            last = self._last(records, vault, name)
+            arguments = _arguments(records, last.id)
+            attempts = [*(records.jobs.get(each) for each in arguments.attempts), last]
+            told = {job_in(step.detail) for attempt in attempts for step in attempt.steps}
+            vm_jobs = {job_id: records.jobs.get(job_id) for job_id in told - {""}}
+        return report_run(arguments.plan, attempts, vm_jobs)
+
+    # --- running
+
+    def run_plan(self, job: RunningJob) -> Json:
+        """Every step that earlier attempts had not done is done, or the first failing one is the
+        last: nothing after it has begun."""
+        arguments = job.arguments(PlanRunArguments)
+        for group in order_groups(arguments.plan):
+            self._run_actions(job, arguments, group, PRE)
+            self._fail_over(job, arguments, group)
+            self._run_actions(job, arguments, group, POST)
+        return {"plan": arguments.plan.name}
+
+    def _run_actions(
+        self, job: RunningJob, arguments: PlanRunArguments, group: PlanGroup, when: str
+    ) -> None:
+        actions: tuple[PlanAction, ...] = group.pre if when == PRE else group.post
+        for action in actions:
+            step = action_step(group.name, when, action.name).name
+            if step not in arguments.done:
+                place = ActionPlace(
+                    plan=arguments.plan, group=group.name, is_test=arguments.options.is_test
+                )
+                self._actions.carry_out(job, step, action, place)
+
+    def _fail_over(self, job: RunningJob, arguments: PlanRunArguments, group: PlanGroup) -> None:
+        """Every VM of the group has failed over. One that cannot does not stop the others; then
+        the first error is raised."""
+        left = [name for name in group.items if name not in arguments.done]
+        if not left:
+            return
+        begun = job.step(
+            f"{group.name} begin", lambda _: self._begin(job, arguments, left), dict[str, str]
+        )
+        errors = []
+        for name in left:
+            try:
+                wait = partial(self._side_by_side.wait, job, name, begun[name])
+                job.step(name, wait, dict[str, object])
+            except LeewardError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _begin(self, job: RunningJob, arguments: PlanRunArguments, names: list[str]) -> Json:
+        vault, options = arguments.plan.vault, arguments.options
+        if options.is_test:
+            tests = {name: partial(self._begin_test, arguments, name) for name in names}
+            return self._side_by_side.begin_each(job, tests)
+        return self._side_by_side.begin(
+            job,
+            [
+                Move(
+                    vault=vault,
+                    item=name,
+                    recovery_point=options.recovery_point,
+                    planned=options.planned,
+                )
+                for name in names
+            ],
+        )
+
+    def _begin_test(self, arguments: PlanRunArguments, name: str, key: IdempotencyKey) -> str:
+        plan = arguments.plan
+        with self._bench.vault.read() as records:
+            rehearsal = records.items.get(plan.vault, name).item.rehearsal
+        if rehearsal is not None and rehearsal.plan == plan.name:
+            return ""
+        together = Together(
+            plan=plan.name, scope=plan_target(plan.vault, plan.name), host=arguments.host
+        )
+        point = arguments.options.recovery_point
+        return self._rehearsals.start(plan.vault, name, point, together=together, key=key).id
+
+    # --- shared
+
+    def _check_resting(self, records: Records, vault: str, name: str) -> None:
+        target = plan_target(vault, name)
+        found = [records.jobs.open_on(verb, target) for verb in (*_RUNS, PLAN_CLEAN_UP)]
+        for under_way in (job for job in found if job is not None):
+            raise Conflict(
+                f"plan {name} is being run by {under_way.id}",
+                hint=f"`leeward job show {under_way.id}` tells how far it is",
+            )
+
+    def _last(self, records: Records, vault: str, name: str) -> Job:
+        newest = records.jobs.listed(limit=_RUNS_LOOKED_AT, target=plan_target(vault, name))
+        found = [job for job in newest if job.verb in _RUNS]
+        if not found:
+            raise NotFound(f"plan {name} has not been run yet")
+        return records.jobs.get(found[0].id)
+
+
+def _items(records: Records, vault: str) -> dict[str, ReplicatedItem]:
+    return {record.item.name: record.item for record in records.items.listed(vault=vault)}
+
+
+def _arguments(records: Records, job_id: str) -> PlanRunArguments:
+    return from_plain(records.jobs.record(job_id).arguments, PlanRunArguments)
+
+
+def _approvals(plan: RecoveryPlan) -> tuple[str, ...]:
+    """Return the steps that wait for a person."""
+    return tuple(
+        action_step(group.name, when, action.name).name
+        for group in plan.groups
+        for when, actions in ((PRE, group.pre), (POST, group.post))
+        for action in actions
+        if action.kind is ActionKind.APPROVAL
+    )

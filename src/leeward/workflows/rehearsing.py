@@ -1,0 +1,218 @@
+"""What every test VM has in common, whoever asked for it: where it is, how it boots, its end.
+
+Owns: what a test VM is and that nothing of it is left. Must not know: how a host boots one, what is
+done with it meanwhile. The item goes on being replicated; the test VM lives in networks of its own,
+with the same addresses and no way out: no tunnel to other hosts, no bridge out there, no address
+translation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from leeward.core.codec import to_plain
+from leeward.core.errors import Conflict, Unavailable
+from leeward.failover.disks import with_all_disks
+from leeward.failover.select import select_point
+from leeward.model.recovery import ItemState, RecoveryPoint, Rehearsal, check_is
+from leeward.model.resources import Outbound, VirtualMachine, VirtualNetwork
+from leeward.protocol.fabric import BootSpec, NetworkSpec, VmSpec
+from leeward.protocol.messages import Role, Verb
+from leeward.vault.items import ItemRecord
+from leeward.vault.nodes import NodeRecord
+from leeward.vault.records import Records
+from leeward.workflows.bench import Bench, accounts_by_name, networks_by_name
+from leeward.workflows.dispatch import Order
+from leeward.workflows.engine import Json
+from leeward.workflows.monitor import item_target
+from leeward.workflows.specs import NetworkPlace, network_spec, replica_disks, vm_id, vm_spec
+
+BOOT_SECONDS = 120.0
+_TESTABLE = (ItemState.PROTECTED, ItemState.RESYNCING, ItemState.DEGRADED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """Test VMs of one recovery plan: on one host, in networks that they share."""
+
+    plan: str
+    scope: str
+    """Tells the plan's networks from those of others."""
+    host: str
+
+
+class Rehearsing:
+    """Test VMs, for verbs that have them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def begin(
+        self,
+        records: Records,
+        record: ItemRecord,
+        wanted: str,
+        together: Together | None = None,
+    ) -> tuple[Rehearsal, RecoveryPoint]:
+        """Return where the item's test VM will be and the point it boots from; the item says so
+        from now on. together: with whom; None: it stands alone.
+
+        Raises: NotFound; Conflict while a test VM is there, or the item is not being replicated;
+        Unavailable when no host of the target region answers.
+        """
+        _check_testable(record)
+        damaged = self._bench.live.quarantined(record.worker_id, record.item.id)
+        points = [p for p in records.points.listed(record.item.id) if p.id not in damaged]
+        point = select_point(points, wanted, item=record.item.name)
+        rehearsal = self._plan(records, record, point, together)
+        records.items.update(replace(record, item=replace(record.item, rehearsal=rehearsal)))
+        return rehearsal, point
+
+    def boot_order(
+        self,
+        item_id: str,
+        rehearsal: Rehearsal,
+        *,
+        forwards: tuple[int, ...] = (),
+        hydrates: bool = True,
+    ) -> Order:
+        """Return the order that boots the test VM."""
+        with self._bench.vault.read() as records:
+            record = records.items.by_id(item_id)
+            agent = self._agent(records, rehearsal)
+            networks = networks_by_name(records, rehearsal.region)
+            accounts = accounts_by_name(records, rehearsal.region)
+        target_vm = replace(record.target_vm, host=rehearsal.host)
+        item, vm = with_all_disks(record.item, target_vm)
+        replicas = replica_disks(item, vm, accounts)
+        installation = self._bench.installation
+        machine = vm_spec(installation, vm, networks, accounts)
+        spec = BootSpec(
+            item_id=item.id,
+            epoch=item.epoch,
+            point_id=rehearsal.recovery_point,
+            catalog_url=replicas[0].target_url,
+            replicas=replicas,
+            vm=replace(_isolated_vm(machine, vm, rehearsal), forwards=forwards),
+            networks=tuple(
+                isolated(installation, networks[name], rehearsal) for name in rehearsal.networks
+            ),
+            hydrates=hydrates,
+            is_varied=item.has_varied_disks,
+        )
+        return Order(node=agent, verb=Verb.RECOVERY_BOOT, arguments=to_plain(spec))
+
+    def end_orders(self, rehearsal: Rehearsal) -> list[Order]:
+        """Return the order after which nothing of the test VM is left: VM, disks, export, and the
+        networks that no other test VM is in."""
+        with self._bench.vault.read() as records:
+            agent = self._agent(records, rehearsal)
+        arguments: Json = {
+            "vm_id": rehearsal.vm_id,
+            "networks": list(rehearsal.networks.values()),
+        }
+        order = Order(
+            node=agent,
+            verb=Verb.RECOVERY_DISCARD,
+            arguments=arguments,
+            key=rehearsal.vm_id,
+        )
+        return [order]
+
+    def order(self, rehearsal: Rehearsal, verb: Verb, arguments: Json) -> Order:
+        """Return an order to the agent of the test VM's host. Raises: Unavailable."""
+        with self._bench.vault.read() as records:
+            return Order(node=self._agent(records, rehearsal), verb=verb, arguments=arguments)
+
+    def forget(self, item_id: str, sentence: str) -> Json:
+        """The item has no test VM; the sentence says why, in its events."""
+        with self._bench.vault.write() as records:
+            record = records.items.find(item_id)
+            if record is not None and record.item.rehearsal is not None:
+                records.items.update(replace(record, item=replace(record.item, rehearsal=None)))
+                self._bench.record_event(
+                    records,
+                    item_target(record.item.name),
+                    "item_test_failover_ended",
+                    f"{record.item.name}: {sentence}",
+                )
+        return {}
+
+    def _plan(
+        self,
+        records: Records,
+        record: ItemRecord,
+        point: RecoveryPoint,
+        together: Together | None,
+    ) -> Rehearsal:
+        """Return where the test VM will be; its host answers. Raises: Unavailable."""
+        item, vm = record.item, record.target_vm
+        host = together.host if together else self._bench.place(records, vm).name
+        scope = together.scope if together else item.id
+        names = dict.fromkeys(nic.network for nic in vm.nics)
+        return Rehearsal(
+            recovery_point=point.id,
+            region=item.target_region,
+            host=host,
+            vm_id=_test_id(vm),
+            networks={name: _network_id(scope, name, (item.target_region, host)) for name in names},
+            started_ns=self._bench.clock.now_ns(),
+            plan=together.plan if together else "",
+        )
+
+    def _agent(self, records: Records, rehearsal: Rehearsal) -> NodeRecord:
+        agent = records.nodes.find(Role.AGENT, rehearsal.region, rehearsal.host)
+        if agent is None:
+            raise Unavailable(f"host {rehearsal.host} of {rehearsal.region} is not enrolled")
+        return agent
+
+
+def _check_testable(record: ItemRecord) -> None:
+    item = record.item
+    if item.rehearsal is not None:
+        raise Conflict(
+            f"{item.name} has a test VM already, from {item.rehearsal.recovery_point}",
+            field="item",
+            hint=f"`leeward test-failover-cleanup {item.name}` first",
+        )
+    check_is(item, *_TESTABLE)
+    if not record.is_replicating:
+        raise Conflict(
+            f"{item.name} is not being replicated yet",
+            field="state",
+            hint=f"wait: `leeward item show {item.name}`",
+        )
+
+
+def _test_id(vm: VirtualMachine) -> str:
+    """Return the id of the VM's test VM on its host: at most 40 characters."""
+    return f"{vm_id(vm.name)[:26]}-test-{hashlib.sha256(vm.name.encode()).hexdigest()[:6]}"
+
+
+def _network_id(scope: str, network: str, place_of: tuple[str, str]) -> str:
+    """Return 11 characters that name the test copy of the network, of an item or a plan, on the
+    host of a region."""
+    place = "/".join(("test", scope, network, *place_of))
+    return "t" + hashlib.sha256(place.encode()).hexdigest()[:10]
+
+
+def isolated(installation: str, network: VirtualNetwork, rehearsal: Rehearsal) -> NetworkSpec:
+    """Return the network as the test VM sees it: same addresses, nothing behind them."""
+    subnets = tuple(replace(subnet, bridge="") for subnet in network.subnets)
+    closed = replace(network, subnets=subnets, outbound=Outbound.NONE)
+    spec = network_spec(installation, closed, NetworkPlace(host=rehearsal.host))
+    return replace(
+        spec,
+        network_id=rehearsal.networks[network.name],
+        subnets=tuple(replace(subnet, tunnel_id=0) for subnet in spec.subnets),
+    )
+
+
+def _isolated_vm(spec: VmSpec, vm: VirtualMachine, rehearsal: Rehearsal) -> VmSpec:
+    """Return the VM in its isolated networks, under the test VM's id."""
+    nics = tuple(
+        replace(nic, network_id=rehearsal.networks[wanted.network])
+        for nic, wanted in zip(spec.nics, vm.nics, strict=True)
+    )
+    return replace(spec, vm_id=rehearsal.vm_id, nics=nics)

@@ -1,0 +1,299 @@
+"""What reaches what: subnets of a network, hosts of a region, a bridge out there, the outside.
+
+Packets decide: each station is a namespace on a subnet's bridge, as a guest would be.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from tests.integration.fabric_rig import Rig, rig
+
+from leeward.core.errors import InvalidRequest
+from leeward.fabric import namespaces
+from leeward.fabric.networks import bridge_of, namespace_of
+from leeward.fabric.packet_rules import OUTSIDE
+from leeward.fabric.qemu_driver import QemuDriver
+from leeward.fabric.tunnels import TunnelEnd, parse_end, settle_end, tunnel_of
+from leeward.protocol.fabric import NetworkSpec
+from leeward.qemu.machine import Accelerator
+
+pytestmark = pytest.mark.integration
+T = TypeVar("T")
+
+
+@pytest.fixture
+def host() -> Iterator[Rig]:
+    """Give what names networks, and look for traces at the end."""
+    with rig() as made:
+        yield made
+
+
+@pytest.fixture
+def stations() -> Iterator[ExitStack]:
+    """Give what removes stations, hosts and their networks at the end."""
+    with ExitStack() as stack:
+        yield stack
+
+
+class Machine:
+    """A host in a namespace of its own, or in the test's, with a driver."""
+
+    def __init__(
+        self, stack: ExitStack, directory: Path, *, own_namespace: bool = False, tunnel: str = ""
+    ) -> None:
+        self.namespace = f"lwh{secrets.token_hex(3)}" if own_namespace else ""
+        if self.namespace:
+            namespaces.ensure(self.namespace)
+            stack.callback(namespaces.remove, self.namespace)
+            namespaces.change(self.namespace, ["link set lo up"])
+        end = settle_end(tunnel, directory.with_suffix(".tunnel"))
+        self.end = str(end or "")
+        self._stack = stack
+        self._driver = QemuDriver(
+            directory / "data",
+            directory / "run",
+            accelerator=Accelerator.TCG,
+            is_privileged=True,
+            tunnel=end,
+        )
+
+    def inside(self, action: Callable[[], T]) -> T:
+        """Return what the action returns, run where the host's agent would run."""
+        return namespaces.inside(self.namespace, action) if self.namespace else action()
+
+    def apply(self, spec: NetworkSpec) -> None:
+        """The network exists on the host until the test ends."""
+        self._stack.callback(self.inside, lambda: self._driver.delete_network(spec.network_id))
+        self.inside(lambda: self._driver.apply_network(spec))
+
+
+def station(stack: ExitStack, network: NetworkSpec, subnet: str, address: str) -> str:
+    """Return a namespace that is on the subnet's bridge as a guest would be."""
+    last = address.rpartition(".")[2]
+    name = f"{namespace_of(network.network_id)}-{last}{subnet[0]}"
+    namespaces.ensure(name)
+    stack.callback(namespaces.remove, name)
+    device = f"v{last}{subnet[0]}"
+    namespaces.change(
+        namespace_of(network.network_id),
+        [
+            f"link add {device} type veth peer name eth0 netns {name}",
+            f"link set {device} master {bridge_of(subnet)} up",
+        ],
+    )
+    gateway = address.rpartition(".")[0] + ".1"
+    namespaces.change(
+        name,
+        [
+            f"address add {address}/24 dev eth0",
+            "link set lo up",
+            "link set eth0 up",
+            f"route add default via {gateway}",
+        ],
+    )
+    return name
+
+
+def reaches(source: str, target: str, address: str, *, seconds: float = 15) -> bool:
+    """Say whether a TCP connection from namespace `source` to one in `target` carries a byte."""
+    listener = namespaces.inside(target, lambda: socket.create_server((address, 7)))
+
+    def connect() -> bool:
+        try:
+            with socket.create_connection((address, 7), timeout=seconds) as connection:
+                connection.sendall(b"?")
+                connection.settimeout(seconds)
+                return connection.recv(1) == b"!"
+        except OSError:
+            return False
+
+    def answer() -> None:
+        listener.settimeout(seconds)
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            return
+        with connection:
+            connection.settimeout(seconds)
+            try:
+                if connection.recv(1) == b"?":
+                    connection.sendall(b"!")
+            except OSError:
+                return
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    try:
+        return namespaces.inside(source, connect)
+    finally:
+        answering.join()
+        listener.close()
+
+
+def is_apart(source: str, target: str, address: str) -> bool:
+    """Say whether no such connection is made within a second."""
+    return not reaches(source, target, address, seconds=1)
+
+
+def test_the_subnets_of_a_network_do_not_reach_each_other(
+    host: Rig, stations: ExitStack, tmp_path: Path
+) -> None:
+    machine, network = Machine(stations, tmp_path / "a"), host.network("i")
+    machine.apply(network)
+    here = station(stations, network, "front", "10.77.0.9")
+    near = station(stations, network, "front", "10.77.0.10")
+    far = station(stations, network, "back", "10.77.1.9")
+    assert reaches(here, near, "10.77.0.10")
+    assert is_apart(here, far, "10.77.1.9")
+
+
+def test_the_subnets_of_a_routed_network_reach_each_other_until_it_routes_no_more(
+    host: Rig, stations: ExitStack, tmp_path: Path
+) -> None:
+    machine, network = Machine(stations, tmp_path / "a"), host.network("r")
+    machine.apply(replace(network, is_routed=True))
+    here = station(stations, network, "front", "10.77.0.9")
+    far = station(stations, network, "back", "10.77.1.9")
+    assert reaches(here, far, "10.77.1.9")
+    machine.apply(network)
+    assert is_apart(here, far, "10.77.1.9")
+
+
+def test_a_network_spans_hosts_that_tell_each_other_where_their_tunnels_end(
+    host: Rig, stations: ExitStack, tmp_path: Path
+) -> None:
+    one = Machine(stations, tmp_path / "one", tunnel="127.0.0.1")
+    two = Machine(stations, tmp_path / "two", tunnel="127.0.0.1")
+    three = Machine(stations, tmp_path / "three", tunnel="127.0.0.1")
+    assert len({one.end, two.end, three.end}) == 3
+    specs = [joined(host, which) for which in "abc"]
+    for machine, spec, peers in (
+        (one, specs[0], (two.end, three.end)),
+        (two, specs[1], (one.end, three.end)),
+        (three, specs[2], (one.end, two.end)),
+    ):
+        machine.apply(replace(spec, peers=peers))
+    here = station(stations, specs[0], "front", "10.77.0.9")
+    there = station(stations, specs[1], "front", "10.77.0.10")
+    third = station(stations, specs[2], "front", "10.77.0.11")
+    other = station(stations, specs[1], "back", "10.77.1.9")
+    assert reaches(here, there, "10.77.0.10")
+    assert reaches(there, here, "10.77.0.9")
+    assert reaches(third, here, "10.77.0.9")
+    assert is_apart(here, other, "10.77.1.9")
+    # a host that is no peer any more is not reached; the tunnel of the last peer goes
+    one.apply(replace(specs[0], peers=(three.end,)))
+    assert is_apart(here, there, "10.77.0.10")
+    one.apply(specs[0])
+    assert tunnel_of("front") not in namespaces.links(namespace_of(specs[0].network_id))
+
+
+def test_subnets_of_a_routed_network_reach_each_other_across_hosts(
+    host: Rig, stations: ExitStack, tmp_path: Path
+) -> None:
+    one = Machine(stations, tmp_path / "one", tunnel="127.0.0.1")
+    two = Machine(stations, tmp_path / "two", tunnel="127.0.0.1")
+    specs = [replace(joined(host, which), is_routed=True) for which in "de"]
+    one.apply(replace(specs[0], peers=(two.end,)))
+    two.apply(replace(specs[1], peers=(one.end,)))
+    here = station(stations, specs[0], "front", "10.77.0.9")
+    there = station(stations, specs[1], "back", "10.77.1.9")
+    assert reaches(here, there, "10.77.1.9")
+    assert reaches(there, here, "10.77.0.9")
+
+
+def joined(host: Rig, which: str) -> NetworkSpec:
+    """Return the network as the region's host `which` is told of it: one network on the wire."""
+    network = host.network(which)
+    ids = (int(host.tag, 16) % (1 << 23), 1 + int(host.tag, 16) % (1 << 23))
+    subnets = tuple(
+        replace(subnet, tunnel_id=1 + number)
+        for subnet, number in zip(network.subnets, ids, strict=True)
+    )
+    return replace(network, subnets=subnets)
+
+
+def test_a_network_with_address_translation_reaches_the_outside_and_is_not_reached_from_there(
+    host: Rig, stations: ExitStack, tmp_path: Path
+) -> None:
+    machine, network = Machine(stations, tmp_path / "a", own_namespace=True), host.network("n")
+    namespaces.change(
+        machine.namespace,
+        [
+            "link add outer type bridge",
+            "address add 192.0.2.1/24 dev outer",
+            "link set outer up",
+        ],
+    )
+    machine.apply(network)
+    here = station(stations, network, "front", "10.77.0.9")
+    far = station(stations, network, "back", "10.77.1.9")
+    assert is_apart(here, machine.namespace, "192.0.2.1")
+    machine.apply(replace(network, has_nat=True))
+    wait_for_device(namespace_of(network.network_id), OUTSIDE)
+    assert reaches(here, machine.namespace, "192.0.2.1")
+    assert is_apart(machine.namespace, here, "10.77.0.9")
+    assert is_apart(here, far, "10.77.1.9")
+    machine.apply(network)
+    assert is_apart(here, machine.namespace, "192.0.2.1")
+
+
+def test_a_subnet_joined_with_a_bridge_of_the_host_is_one_network_with_it(
+    host: Rig, stations: ExitStack, tmp_path: Path
+) -> None:
+    machine, network = Machine(stations, tmp_path / "a", own_namespace=True), host.network("b")
+    front = replace(network.subnets[0], bridge="site0", host_address="10.77.0.254")
+    network = replace(network, subnets=(front, network.subnets[1]))
+    with pytest.raises(InvalidRequest, match="no bridge site0"):
+        machine.apply(network)
+    namespaces.change(
+        machine.namespace,
+        [
+            "link add site0 type bridge forward_delay 0",
+            "address add 10.77.0.1/24 dev site0",
+            "link set site0 up",
+        ],
+    )
+    machine.apply(network)
+    here = station(stations, network, "front", "10.77.0.9")
+    far = station(stations, network, "back", "10.77.1.9")
+    assert reaches(here, machine.namespace, "10.77.0.1")
+    assert reaches(machine.namespace, here, "10.77.0.9")
+    assert is_apart(far, machine.namespace, "10.77.0.1")
+
+
+def wait_for_device(namespace: str, device: str) -> None:
+    """Return when the namespace has that device, up and with a route."""
+    for _ in range(300):
+        if namespaces.addresses(namespace, device) if device in namespaces.links(namespace) else ():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{namespace} got no {device}")
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:0", "10.0.0.1:70000", "host:4789", ":1"])
+def test_what_is_no_tunnel_end_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_end(text)
+    assert refused.value.field == "tunnel"
+
+
+def test_a_hosts_tunnel_end_stays_where_it_is(tmp_path: Path) -> None:
+    kept = tmp_path / "tunnel"
+    assert settle_end("", kept) is None
+    first = settle_end("127.0.0.1", kept)
+    assert first is not None
+    assert settle_end("127.0.0.1", kept) == first
+    assert settle_end("127.0.0.1:4789", kept) == TunnelEnd("127.0.0.1", 4789)
+    with pytest.raises(InvalidRequest, match="not an address of this host"):
+        settle_end("192.0.2.77", kept)

@@ -1,0 +1,178 @@
+"""The thaw guard against guest agents that do what a real one cannot be made to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from leeward.mobility import link, thaw_guard
+from leeward.mobility.thaw_guard import Guard
+
+pytestmark = pytest.mark.integration
+Answer = Callable[[str], object]
+"""Command → what is answered: a value, an Exception for an error, None for nothing at all."""
+
+
+class Channel:
+    """A VM's agent channel and its tap, in one thread each."""
+
+    def __init__(self, directory: Path, answer: Answer) -> None:
+        self.agent, self.tap = directory / "agent", directory / "tap"
+        self.result = directory / "result.json"
+        self.asked: list[str] = []
+        self.marks = 0
+        self._answer = answer
+        self._listener = link.listen(self.agent, socket.SOCK_STREAM)
+        self._tap = link.listen(self.tap, socket.SOCK_SEQPACKET)
+        for each in (self._listener, self._tap):
+            each.setblocking(True)
+        threading.Thread(target=self._serve, daemon=True).start()
+        threading.Thread(target=self._serve_tap, daemon=True).start()
+
+    def close(self) -> None:
+        """Be gone, as a QEMU that has ended."""
+        for each in (self._listener, self._tap):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def guard(self, **changes: object) -> Guard:
+        config: dict[str, Any] = {
+            "agent": str(self.agent),
+            "tap": str(self.tap),
+            "result": str(self.result),
+            "freeze_seconds": 0.3,
+            "thaw_seconds": 0.3,
+        }
+        return Guard(config | changes)
+
+    def said(self) -> dict[str, Any]:
+        return dict(json.loads(self.result.read_text()))
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, suppress(OSError):
+                    self._converse(connection)
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                request = json.loads(line.lstrip(b"\xff"))
+                command = request["execute"]
+                if command == "guest-sync-delimited":
+                    body = {"return": request["arguments"]["id"]}
+                    connection.sendall(b"\xff" + json.dumps(body).encode() + b"\n")
+                    continue
+                self.asked.append(command.removeprefix("guest-fsfreeze-"))
+                answer = self._answer(self.asked[-1])
+                if answer is None:
+                    continue
+                failed = {"error": {"desc": str(answer)}}
+                body = failed if isinstance(answer, Exception) else {"return": answer}
+                connection.sendall(json.dumps(body).encode() + b"\n")
+
+    def _serve_tap(self) -> None:
+        with suppress(OSError):
+            while True:
+                control, _ = self._tap.accept()
+                with control, suppress(OSError, link.LinkClosed):
+                    while True:
+                        request, _ = link.receive(control)
+                        assert request == {"op": "mark", "is_frozen": True}
+                        self.marks += 1
+                        link.send(control, {"position": 7, "instance": 3})
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("SYNC_SECONDS", "INSIST_SECONDS", "MARK_SECONDS"):
+        monkeypatch.setattr(thaw_guard, limit, 0.3)
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[[Answer], Channel]]:
+    made: list[Channel] = []
+    with TemporaryDirectory(prefix="lw", dir="/tmp") as directory:
+
+        def channel(answer: Answer) -> Channel:
+            made.append(Channel(Path(directory), answer))
+            return made[-1]
+
+        yield channel
+        for each in made:
+            each.close()
+
+
+Make = Callable[[Answer], Channel]
+
+
+def test_frozen_marked_thawed(make: Make) -> None:
+    channel = make(lambda command: 2)
+    channel.guard().freeze()
+    said = channel.said()
+    assert (said["position"], said["instance"], said["is_over"]) == (7, 3, True)
+    assert 0 < said["ours_ns"] < said["frozen_ns"]
+    assert channel.asked == ["freeze", "thaw"]
+
+
+def test_a_guest_that_cannot_freeze_is_thawed_and_gets_no_mark(make: Make) -> None:
+    channel = make(lambda command: OSError("not supported") if command == "freeze" else 0)
+    channel.guard().freeze()
+    assert channel.said() == {
+        "problem": "the guest agent cannot freeze: not supported",
+        "is_over": True,
+        "frozen_ns": channel.said()["frozen_ns"],
+        "ours_ns": channel.said()["ours_ns"],
+    }
+    assert (channel.asked, channel.marks) == (["freeze", "thaw"], 0)
+
+
+def test_a_guest_that_somebody_else_thawed_is_not_application_consistent(make: Make) -> None:
+    channel = make(lambda command: {"freeze": 2, "thaw": 1}[command])
+    channel.guard().freeze()
+    assert "somebody else thawed" in channel.said()["problem"]
+
+
+def test_a_freeze_without_an_answer_is_followed_by_thaws_until_one_is_answered(make: Make) -> None:
+    asked = []
+
+    def answer(command: str) -> object:
+        asked.append(command)
+        return 2 if asked.count("thaw") == 3 else None
+
+    channel = make(answer)
+    channel.guard().freeze()
+    assert asked == ["freeze", "thaw", "thaw", "thaw"]
+    assert channel.said()["is_over"]
+    assert "did not freeze within 0.3 s" in channel.said()["problem"]
+    assert channel.marks == 0
+
+
+def test_a_tap_that_is_gone_costs_the_guest_nothing(make: Make) -> None:
+    channel = make(lambda command: 2)
+    channel.guard(tap=str(channel.tap) + "-gone").freeze()
+    assert "tap does not answer" in channel.said()["problem"]
+    assert channel.asked == []
+
+
+def test_a_vm_that_goes_away_while_it_is_frozen_ends_the_guard(make: Make) -> None:
+    channel = make(lambda command: 2 if command == "freeze" else channel.close())
+    channel.guard().freeze()
+    assert channel.said()["is_over"]
+    assert "did not thaw" in channel.said()["problem"]
+
+
+def test_a_guard_that_only_thaws_says_at_once_that_it_is_alive(make: Make) -> None:
+    channel = make(lambda command: 0)
+    channel.guard().thaw({"problem": "the thaw guard died"})
+    assert channel.said() == {"problem": "the thaw guard died", "is_over": True}

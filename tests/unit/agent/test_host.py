@@ -1,0 +1,238 @@
+"""An agent's verbs by name, its lanes, and what becomes of bad arguments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.agent.fakes import (
+    FakeDriver,
+    FakeExports,
+    FakeHydrator,
+    FakeReplicator,
+    boot_spec,
+    replication_spec,
+    vm_spec,
+)
+
+from leeward.agent.drills import DrillVerbs
+from leeward.agent.erasure import erase_item
+from leeward.agent.fabric_verbs import FabricVerbs
+from leeward.agent.host import HostAgent
+from leeward.agent.recovery import Recoveries
+from leeward.agent.replication import Replications
+from leeward.agent.scripts import Scripts
+from leeward.core.codec import from_plain, to_plain
+from leeward.core.errors import Conflict, Fenced, InvalidRequest, NotFound
+from leeward.model.drills import DiskDigest
+from leeward.model.resources import PowerState
+from leeward.object_store.open import open_store
+from leeward.protocol.drills import ProbingReport, ProbingSpec, ReadReport, ReadSpec
+from leeward.protocol.fabric import (
+    AccountSpec,
+    ProcessingSpec,
+    ReplicaDisk,
+    SeedResult,
+    VmStatus,
+)
+from leeward.protocol.messages import Command, Verb
+
+
+class Host:
+    """An agent over a fake fabric."""
+
+    def __init__(self, directory: Path) -> None:
+        self.driver = FakeDriver()
+        self.storage = directory / "storage"
+        calls = self.driver.calls
+        recoveries = Recoveries(
+            self.driver,
+            directory / "recoveries",
+            FakeExports(calls),
+            lambda boot, export: FakeHydrator(boot.vm.vm_id, calls),
+        )
+        self.agent = HostAgent(
+            self.driver,
+            FabricVerbs(self.driver, self.storage),
+            Replications(
+                self.driver, directory / "replications", lambda spec, _: FakeReplicator(spec, calls)
+            ),
+            recoveries,
+            seed=lambda spec: SeedResult(is_seeded=True),
+            trim_guest=lambda path: calls.append("trim the guest"),
+            scripts=Scripts(directory / "scripts", directory / "script-runs"),
+            drills=DrillVerbs(
+                self.driver,
+                recoveries,
+                probe=lambda spec: ProbingReport(findings=()),
+                digest=lambda socket, disks: tuple(
+                    DiskDigest(disk=disk, size_bytes=1, bytes_read=1, sha256=str(socket))
+                    for disk in disks
+                ),
+            ),
+            wait_port=lambda spec: None,
+            storage_root=self.storage,
+        )
+
+    def do(self, verb: Verb, arguments: object) -> dict[str, object]:
+        return self.agent.carry_out(Command(id="c", verb=verb, arguments=to_plain(arguments)))
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_a_start_carried_out_after_the_fence_starts_nothing(host: Host) -> None:
+    host.driver.vms["web-1"] = PowerState.RUNNING
+    host.do(Verb.REPLICATION_START, replication_spec())
+    host.do(Verb.REPLICATION_FENCE, {"item_id": "item-1", "epoch": 2, "vm_id": "web-1"})
+    with pytest.raises(Fenced, match="runs elsewhere"):
+        host.do(Verb.VM_START, {"vm_id": "web-1"})
+    assert host.driver.vms["web-1"] is PowerState.STOPPED
+    host.do(Verb.REPLICATION_STOP, {"item_id": "item-1"})  # protection was disabled
+    host.do(Verb.VM_START, {"vm_id": "web-1"})
+
+
+def test_a_start_overtaken_by_the_fence_does_not_stay(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.driver.vms["web-1"] = PowerState.STOPPED
+    host.do(Verb.REPLICATION_START, replication_spec())
+    start = host.driver.start_vm
+
+    def overtaken(vm_id: str, *, paused: bool = False) -> VmStatus:
+        host.do(Verb.REPLICATION_FENCE, {"item_id": "item-1", "epoch": 2, "vm_id": vm_id})
+        return start(vm_id)
+
+    monkeypatch.setattr(host.driver, "start_vm", overtaken)
+    with pytest.raises(Fenced):
+        host.do(Verb.VM_START, {"vm_id": "web-1"})
+    assert host.driver.vms["web-1"] is PowerState.STOPPED
+
+
+def test_life_of_a_vm(host: Host) -> None:
+    assert host.do(Verb.VM_CREATE, vm_spec())["power"] == "running"
+    assert host.do(Verb.VM_STOP, {"vm_id": "web-1", "force": False})["power"] == "stopped"
+    assert host.do(Verb.VM_START, {"vm_id": "web-1"})["power"] == "running"
+    assert host.do(Verb.VM_DELETE, {"vm_id": "web-1"}) == {}
+    with pytest.raises(NotFound):
+        host.do(Verb.VM_START, {"vm_id": "web-1"})
+
+
+def test_status_says_everything(host: Host) -> None:
+    host.do(Verb.VM_CREATE, vm_spec())
+    host.do(Verb.REPLICATION_START, replication_spec())
+    status = host.agent.status()
+    assert [vm.vm_id for vm in status.vms] == ["web-1"]
+    assert [each.item_id for each in status.replications] == ["item-1"]
+    assert status.storage_root == str(host.storage)
+
+
+def test_arguments_that_are_none_name_the_field(host: Host) -> None:
+    with pytest.raises(InvalidRequest, match="vm_id"):
+        host.do(Verb.VM_STOP, {"force": True})
+
+
+def test_worker_verb_is_refused(host: Host) -> None:
+    with pytest.raises(InvalidRequest):
+        host.do(Verb.PROCESSING_START, {})
+
+
+def test_commands_of_one_vm_share_a_lane(host: Host) -> None:
+    def lane(verb: Verb, arguments: object) -> str:
+        return host.agent.lane_of(Command(id="c", verb=verb, arguments=to_plain(arguments)))
+
+    assert lane(Verb.VM_CREATE, vm_spec()) == lane(Verb.VM_STOP, {"vm_id": "web-1"})
+    assert lane(Verb.RECOVERY_BOOT, boot_spec()) == lane(Verb.RECOVERY_DISCARD, {"vm_id": "web-1"})
+    assert lane(Verb.REPLICATION_START, replication_spec()) == lane(
+        Verb.REPLICATION_FENCE, {"item_id": "item-1", "epoch": 2, "vm_id": "web-1"}
+    )
+    assert lane(Verb.VM_STOP, {"vm_id": "a"}) != lane(Verb.VM_STOP, {"vm_id": "b"})
+
+
+def account(host: Host, name: str = "sa1") -> AccountSpec:
+    root = host.storage / name
+    return AccountSpec(name=name, url=f"file://{root}/objects", disk_directory=f"{root}/disks")
+
+
+def test_account_is_made_and_removed_with_its_objects(host: Host) -> None:
+    spec = account(host)
+    host.do(Verb.ACCOUNT_CREATE, spec)
+    host.do(Verb.ACCOUNT_CREATE, spec)
+    open_store(spec.url).create("x", b"1")
+    host.do(Verb.ACCOUNT_DELETE, spec)
+    host.do(Verb.ACCOUNT_DELETE, spec)
+    assert not (host.storage / "sa1").exists()
+
+
+def test_account_that_holds_disks_is_not_removed(host: Host) -> None:
+    spec = account(host)
+    host.do(Verb.ACCOUNT_CREATE, spec)
+    (Path(spec.disk_directory) / "web-1-d.raw").write_bytes(b"1")
+    with pytest.raises(Conflict):
+        host.do(Verb.ACCOUNT_DELETE, spec)
+
+
+def test_directories_outside_the_storage_root_are_never_removed(host: Host, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    spec = AccountSpec(name="sa", url=f"file://{theirs}/o", disk_directory=f"{theirs}/d")
+    host.do(Verb.ACCOUNT_CREATE, spec)
+    host.do(Verb.ACCOUNT_DELETE, spec)
+    assert (theirs / "o").is_dir()
+    assert (theirs / "d").is_dir()
+
+
+@pytest.mark.parametrize("place", ["", "sa1", "sa1/objects"], ids=["root", "account", "objects"])
+def test_an_account_inside_anothers_takes_nothing_with_it(host: Host, place: str) -> None:
+    host.do(Verb.ACCOUNT_CREATE, account(host))
+    kept = host.storage / "sa1" / "objects" / "kept"
+    kept.write_bytes(b"1")
+    spec = AccountSpec(name="sa2", url=f"file://{host.storage / place}", disk_directory="")
+    host.do(Verb.ACCOUNT_DELETE, spec)
+    assert kept.exists()
+
+
+def test_erasing_an_item_leaves_the_others(tmp_path: Path) -> None:
+    store = open_store("memory://erasure-test")
+    for name in ("items/a/catalog/1", "items/a/disks/d/segments/1", "items/ab/catalog/1"):
+        store.create(name, b"x")
+    replica = ReplicaDisk(disk="d", size_bytes=1, target_url=store.url)
+    spec = ProcessingSpec(
+        item_id="a",
+        epoch=1,
+        cache_url=f"file://{tmp_path}/gone",
+        catalog_url=store.url,
+        replicas=(replica,),
+    )
+    erase_item(spec, open_store)
+    erase_item(spec, open_store)
+    assert store.list("") == ["items/ab/catalog/1"]
+
+
+def test_a_fence_that_comes_late_does_not_stop_what_has_failed_back_since(host: Host) -> None:
+    host.driver.vms["web-1"] = PowerState.RUNNING
+    host.do(Verb.REPLICATION_START, replication_spec())
+    late = {"item_id": "item-1", "epoch": 2, "vm_id": "web-1"}
+    host.do(Verb.REPLICATION_FENCE, late)
+    host.do(Verb.RECOVERY_DISCARD, {"vm_id": "web-1"})
+    host.do(Verb.RECOVERY_BOOT, replace(boot_spec(), epoch=5))
+    host.do(Verb.REPLICATION_FENCE, late)
+    host.agent.supersede("item-1", 4)
+    assert host.driver.vms == {"web-1": PowerState.RUNNING}
+    host.do(Verb.VM_STOP, {"vm_id": "web-1", "force": False})
+    host.do(Verb.VM_START, {"vm_id": "web-1"})  # what was superseded here is forgotten
+    host.do(Verb.REPLICATION_FENCE, {"item_id": "item-1", "epoch": 6, "vm_id": "web-1"})
+    assert host.driver.vms == {"web-1": PowerState.STOPPED}
+
+
+def test_a_test_vm_is_looked_at_and_its_point_read(host: Host) -> None:
+    host.do(Verb.RECOVERY_BOOT, boot_spec())
+    read = host.do(Verb.POINT_READ, ReadSpec(run_id="r", vm_id="web-1"))
+    (read_disk,) = from_plain(read, ReadReport).disks
+    assert read_disk.sha256 == "/run/web-1.sock"
+    shown = host.do(Verb.CONSOLE_VIEW, {"run_id": "r", "vm_id": "web-1"})
+    assert shown == {"text": "login: ", "screen": ""}
+    asked = ProbingSpec(run_id="r", network_id="n", address="", boot_seconds=1)
+    assert host.do(Verb.PROBE_RUN, asked) == {"findings": ()}

@@ -1,0 +1,59 @@
+"""Lanes: order within a key, side by side between keys, bounded."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+from leeward.agent.lanes import Lanes
+
+
+def test_tasks_of_one_key_run_in_order_while_other_keys_go_on() -> None:
+    lanes = Lanes(workers=2, queued_max=100)
+    done: list[int] = []
+    gate, other, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        gate.wait(5)
+
+    lanes.submit("a", hold)
+    for number in range(20):
+        lanes.submit("a", partial(done.append, number))
+    lanes.submit("a", finished.set)
+    lanes.submit("b", other.set)
+    assert other.wait(5), "a lane that waits must not hold up another"
+    assert done == []
+    gate.set()
+    assert finished.wait(5)
+    assert done == list(range(20))
+    lanes.close()
+
+
+def test_more_than_the_bound_is_refused() -> None:
+    lanes = Lanes(workers=1, queued_max=2)
+    gate, begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        gate.wait(5)
+
+    assert lanes.submit("a", hold)
+    assert begun.wait(5)
+    assert lanes.submit("a", lambda: None)
+    assert lanes.submit("b", lambda: None)
+    assert not lanes.submit("c", lambda: None)
+    gate.set()
+    lanes.close()
+
+
+def test_a_task_that_fails_does_not_stop_its_lane() -> None:
+    lanes = Lanes(workers=1, queued_max=10)
+    reached = threading.Event()
+
+    def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    lanes.submit("a", fail)
+    lanes.submit("a", reached.set)
+    assert reached.wait(5)
+    lanes.close()

@@ -1,0 +1,243 @@
+"""A worker's verbs: processed until stopped, sealed for good, points told exactly once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leeward.agent.processing import ProcessingNode
+from leeward.core.codec import to_plain
+from leeward.core.errors import Fenced, InvalidRequest, NotFound, Unavailable
+from leeward.model.recovery import Consistency, RecoveryPoint
+from leeward.protocol.fabric import ProcessingSpec, ReplicaDisk
+from leeward.protocol.messages import Command, ProcessingStatus, ScrubReport, SpaceReport, Verb
+from leeward.protocol.rebuild import FoundItems
+
+
+def point(sequence: int) -> RecoveryPoint:
+    return RecoveryPoint(
+        id=f"rp-1-{sequence}",
+        epoch=1,
+        sequence=sequence,
+        time_ns=sequence * 1_000_000_000,
+        consistency=Consistency.CRASH,
+    )
+
+
+def spec(epoch: int = 1) -> ProcessingSpec:
+    replica = ReplicaDisk(disk="d", size_bytes=1 << 20, target_url="memory://t")
+    return ProcessingSpec(
+        item_id="item-1",
+        epoch=epoch,
+        cache_url="memory://c",
+        catalog_url="memory://t",
+        replicas=(replica,),
+    )
+
+
+class FakeLoop:
+    """An item's loop whose points the test decides."""
+
+    def __init__(self, given: ProcessingSpec, on_change: Callable[[], None]) -> None:
+        self.spec = given
+        self.on_change = on_change
+        self.points: tuple[RecoveryPoint, ...] = ()
+        self.state = "made"
+        self.announced = (0, 0)
+
+    def start(self) -> None:
+        self.state = "running"
+
+    def stop(self) -> None:
+        self.state = "stopped"
+
+    def seal(self, new_epoch: int, drain_seconds: float) -> RecoveryPoint:
+        self.state = f"sealed for {new_epoch} after {drain_seconds:g} s"
+        return self.points[-1]
+
+    def scrub(self, *, dry_run: bool) -> ScrubReport:
+        return ScrubReport(item_id=self.spec.item_id, objects=1 + dry_run)
+
+    def reclaim(self, *, dry_run: bool) -> SpaceReport:
+        return SpaceReport(item_id=self.spec.item_id, freed_objects=1 + dry_run)
+
+    def announce(self, epoch: int, sequence: int) -> None:
+        self.announced = (epoch, sequence)
+
+    def status(self) -> ProcessingStatus:
+        return ProcessingStatus(
+            item_id=self.spec.item_id,
+            epoch=self.spec.epoch,
+            applied_sequence=len(self.points),
+            newest_point_time_ns=0,
+            points_added=self.points,
+        )
+
+
+class Worker:
+    """A worker that can be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.loops: list[FakeLoop] = []
+        self.erased: list[str] = []
+        self.has_erased = threading.Event()
+        self.refuse_erase: Unavailable | None = None
+        self.changes = 0
+
+    def start(self) -> ProcessingNode:
+        def make(given: ProcessingSpec, on_change: Callable[[], None]) -> FakeLoop:
+            self.loops.append(FakeLoop(given, on_change))
+            return self.loops[-1]
+
+        def note() -> None:
+            self.changes += 1
+
+        def erase(given: ProcessingSpec) -> None:
+            if self.refuse_erase:
+                raise self.refuse_erase
+            self.erased.append(given.item_id)
+            self.has_erased.set()
+
+        node = ProcessingNode(self._directory, make, erase, lambda urls: FoundItems())
+        node.on_change(note)
+        node.resume()
+        return node
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(tmp_path)
+
+
+def do(node: ProcessingNode, verb: Verb, arguments: object) -> dict[str, object]:
+    return node.carry_out(Command(id="c", verb=verb, arguments=to_plain(arguments)))
+
+
+def status(node: ProcessingNode) -> ProcessingStatus:
+    return node.status().processings[0]
+
+
+def test_points_are_told_until_the_service_has_them(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.loops[0].points = (point(1), point(2))
+    assert [each.id for each in status(node).points_added] == ["rp-1-1", "rp-1-2"]
+    assert [each.id for each in status(node).points_added] == ["rp-1-1", "rp-1-2"]
+    node.status_taken(node.status())
+    worker.loops[0].points = (point(2), point(3))
+    assert [each.id for each in status(node).points_added] == ["rp-1-3"]
+    assert status(node).points_removed == ("rp-1-1",)
+
+
+def test_new_points_are_told_at_once(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.loops[0].on_change()
+    assert worker.changes == 1
+
+
+def test_restarted_worker_says_which_points_there_are_and_no_others(worker: Worker) -> None:
+    """Whatever went while nobody could tell of it must not stay listed, nor what the service lost
+    stay unlisted."""
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.loops[0].points = (point(1), point(2))
+    node.status_taken(node.status())
+    node.stop()
+    again = worker.start()
+    assert worker.loops[1].state == "running"
+    assert not status(again).points_complete, "the catalog has not been read yet"
+    again.status_taken(again.status())
+    worker.loops[1].points = (point(2),)
+    for _ in range(2):  # until the service has it
+        assert status(again).points_complete
+        assert [each.id for each in status(again).points_added] == ["rp-1-2"]
+    again.status_taken(again.status())
+    assert not status(again).points_complete
+    assert status(again).points_added == ()
+
+
+def test_asked_twice_it_starts_once(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    do(node, Verb.PROCESSING_START, spec())
+    assert len(worker.loops) == 1
+
+
+def test_new_epoch_replaces_the_old_one(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec(epoch=1))
+    do(node, Verb.PROCESSING_START, spec(epoch=2))
+    assert [loop.state for loop in worker.loops] == ["stopped", "running"]
+    with pytest.raises(Fenced):
+        do(node, Verb.PROCESSING_START, spec(epoch=1))
+
+
+def test_sealed_item_stays_sealed_after_a_restart(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.loops[0].points = (point(1),)
+    order = {"item_id": "item-1", "epoch": 2, "drain_seconds": 1.0}
+    assert do(node, Verb.PROCESSING_SEAL, order)["id"] == "rp-1-1"
+    assert worker.loops[0].state == "sealed for 2 after 1 s"
+    node.stop()
+    again = worker.start()
+    assert worker.loops[1].state == "made"
+    with pytest.raises(Fenced):
+        do(again, Verb.PROCESSING_START, spec(epoch=1))
+
+
+def test_sealing_what_is_not_processed_here_is_refused(worker: Worker) -> None:
+    with pytest.raises(NotFound):
+        do(worker.start(), Verb.PROCESSING_SEAL, {"item_id": "item-9", "epoch": 2})
+
+
+def test_stopped_item_is_forgotten_and_erased_only_when_asked(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    do(node, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": False})
+    assert (worker.erased, node.status().processings) == ([], ())
+    assert worker.loops[0].state == "stopped"
+    do(node, Verb.PROCESSING_START, spec())
+    do(node, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
+    do(node, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
+    assert worker.erased == ["item-1"]
+    worker.start()
+    assert len(worker.loops) == 2
+
+
+def test_verb_of_an_agent_is_refused(worker: Worker) -> None:
+    with pytest.raises(InvalidRequest):
+        do(worker.start(), Verb.VM_START, {"vm_id": "x"})
+
+
+def test_an_erasure_cut_short_is_finished_by_the_next_worker_and_not_processed(
+    worker: Worker,
+) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.refuse_erase = Unavailable("the store is slow")
+    with pytest.raises(Unavailable):
+        do(node, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
+    worker.refuse_erase = None
+    assert worker.start().status().processings == ()
+    assert worker.has_erased.wait(5)
+    assert len(worker.loops) == 1
+
+
+def test_what_takes_long_holds_up_no_other_command_of_its_item(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    asked = {"item_id": spec().item_id, "dry_run": True}
+    assert do(node, Verb.PROCESSING_SCRUB, asked)["objects"] == 2
+    assert do(node, Verb.PROCESSING_COMPACT, asked)["freed_objects"] == 2
+    verbs = [Verb.PROCESSING_SCRUB, Verb.PROCESSING_COMPACT, Verb.PROCESSING_SEAL]
+    lanes = {node.lane_of(Command(id="c", verb=verb, arguments=asked)) for verb in verbs}
+    assert len(lanes) == 3
+    for verb in verbs[:2]:
+        with pytest.raises(NotFound):
+            do(node, verb, {"item_id": "another"})

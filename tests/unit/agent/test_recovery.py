@@ -1,0 +1,173 @@
+"""Recovery verbs: boot over an export, found again after a restart, nothing left of a failure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.agent.fakes import FakeDriver, FakeExports, FakeHydrator, boot_spec
+
+from leeward.agent.recovery import ExportPort, Recoveries
+from leeward.core.errors import Conflict, HypervisorRefused, NotFound, Unavailable
+from leeward.protocol.fabric import BootSpec
+
+
+class Host:
+    """A host that can lose its agent and get a new one."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.driver = FakeDriver()
+        self.calls = self.driver.calls
+        self.exports = FakeExports(self.calls)
+        self.hydrators: list[FakeHydrator] = []
+
+    def agent(self) -> Recoveries:
+        def make(boot: BootSpec, export: ExportPort) -> FakeHydrator:
+            self.hydrators.append(FakeHydrator(boot.vm.vm_id, self.calls))
+            return self.hydrators[-1]
+
+        return Recoveries(self.driver, self._directory, self.exports, make)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_boot_opens_the_point_while_the_rest_gets_ready(host: Host) -> None:
+    host.agent().boot(boot_spec())
+    assert host.calls == [
+        "export web-1 at rp-1-5",
+        "network n1",
+        "create web-1 over ['d']",
+        "hydrate web-1",
+    ]
+
+
+def test_boot_asked_again_hydrates_once(host: Host) -> None:
+    agent = host.agent()
+    agent.boot(boot_spec())
+    agent.boot(boot_spec())
+    assert host.calls.count("hydrate web-1") == 1
+
+
+def test_failed_boot_leaves_nothing_behind(host: Host) -> None:
+    host.driver.refuse_create = Unavailable("no memory")
+    agent = host.agent()
+    with pytest.raises(Unavailable):
+        agent.boot(boot_spec())
+    assert (host.exports.open, agent.statuses()) == ({}, ())
+    assert host.calls[-2:] == ["delete web-1", "end export web-1"]
+
+
+def test_a_point_that_does_not_open_is_the_reason_and_leaves_nothing_behind(host: Host) -> None:
+    host.exports.refuse_open = NotFound("there is no recovery point rp-1-5")
+    for refusal in (None, HypervisorRefused("QEMU would not start: no base")):
+        host.driver.refuse_create = refusal
+        agent = host.agent()
+        with pytest.raises(NotFound, match="rp-1-5"):
+            agent.boot(boot_spec())
+        assert (host.driver.vms, host.exports.open, agent.statuses()) == ({}, {}, ())
+
+
+def test_export_that_dies_before_the_vm_is_there_costs_another_try(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, deaths = host.exports.start, [Unavailable("connection lost"), Unavailable("again")]
+
+    def start_unless_killed(export_id: str, boot: BootSpec) -> ExportPort:
+        if deaths:
+            raise deaths.pop()
+        return start(export_id, boot)
+
+    monkeypatch.setattr(host.exports, "start", start_unless_killed)
+    host.agent().boot(boot_spec())
+    assert host.calls[-1] == "hydrate web-1"
+
+
+def test_another_point_needs_a_discard_first(host: Host) -> None:
+    agent = host.agent()
+    agent.boot(boot_spec("rp-1-5"))
+    with pytest.raises(Conflict):
+        agent.boot(boot_spec("rp-1-4"))
+    agent.discard("web-1")
+    agent.boot(boot_spec("rp-1-4"))
+    assert "export web-1 at rp-1-4" in host.calls
+
+
+def test_restarted_agent_goes_on_hydrating(host: Host) -> None:
+    host.agent().boot(boot_spec())
+    host.exports.open["web-1"].is_running = False
+    host.calls.clear()
+    host.agent().resume()
+    assert host.calls == ["hydrate web-1"]
+    assert host.exports.open["web-1"].is_running
+
+
+def test_hydrated_vm_is_remembered_and_needs_no_export_after_a_restart(host: Host) -> None:
+    agent = host.agent()
+    agent.boot(boot_spec())
+    assert not agent.statuses()[0].done
+    host.driver.forget_bases("web-1")
+    host.hydrators[0].finish()
+    assert agent.statuses()[0].done
+    host.calls.clear()
+    restarted = host.agent()
+    restarted.resume()
+    status = restarted.statuses()[0]
+    assert (status.done, status.bytes_total, status.first_read_ns) == (True, 10, 7)
+    assert not any(call.startswith(("hydrate", "export")) for call in host.calls)
+
+
+def test_an_agent_killed_before_it_noted_the_end_of_hydration_leaves_no_vm_half_local(
+    host: Host,
+) -> None:
+    host.agent().boot(boot_spec())
+    host.driver.forget_bases("web-1")  # the hydrator's last act; its agent is killed here
+    restarted = host.agent()
+    restarted.resume()
+    status = restarted.statuses()[0]
+    assert (status.done, status.problem) == (True, "")
+    again = host.agent()
+    assert again.statuses()[0].done, "it is remembered"
+
+
+def test_stopped_vm_that_still_reads_from_its_export_gets_it_before_it_starts(host: Host) -> None:
+    host.agent().boot(boot_spec())
+    restarted = host.agent()
+    host.exports.open.clear()
+    host.calls.clear()
+    restarted.ensure_export("web-1")
+    assert host.calls == ["export web-1 at rp-1-5", "hydrate web-1"]
+
+
+def test_discard_is_idempotent(host: Host) -> None:
+    agent = host.agent()
+    agent.boot(boot_spec())
+    agent.discard("web-1")
+    agent.discard("web-1")
+    assert (host.driver.vms, host.exports.open, host.agent().statuses()) == ({}, {}, ())
+
+
+def test_a_vm_that_is_not_to_hydrate_reads_on_also_after_a_restart(host: Host) -> None:
+    host.agent().boot(replace(boot_spec(), hydrates=False))
+    restarted = host.agent()
+    host.exports.open.clear()
+    restarted.resume()
+    assert not any(call.startswith("hydrate") for call in host.calls)
+    assert restarted.statuses()[0].problem == ""
+    assert restarted.source_of("web-1") == (Path("/run/web-1.sock"), ("d",))
+    assert list(host.exports.open) == ["web-1"]
+
+
+def test_discard_takes_networks_that_nobody_else_is_in(host: Host) -> None:
+    agent = host.agent()
+    agent.boot(boot_spec())
+    agent.discard("web-1", networks=("t1", "t2"))
+    assert host.calls[-2:] == ["no network t1", "no network t2"]
+    host.driver.refuse_delete_network = Conflict("network t1 is used by db-1")
+    agent.discard("web-1", networks=("t1",))
+    with pytest.raises(NotFound, match="no recovery point"):
+        agent.source_of("web-1")

@@ -1,0 +1,240 @@
+"""Replication verbs: remembered, resumed, fenced for good."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.agent.fakes import FakeDriver, FakeReplicator, replication_spec
+
+from leeward.agent import replication
+from leeward.agent.meetings import attempt_of
+from leeward.agent.replication import Replications
+from leeward.core.errors import Fenced, NotFound, Unavailable
+from leeward.model.recovery import ReplicationState, SharedMark
+from leeward.model.resources import PowerState
+from leeward.protocol.fabric import DrainResult, DrainSpec, ReplicationSpec
+from leeward.protocol.messages import MeetingCall
+
+
+class Host:
+    """A host that can lose its agent and get a new one."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.driver = FakeDriver()
+        self.driver.vms["web-1"] = PowerState.RUNNING
+        self.calls = self.driver.calls
+        self.made: list[FakeReplicator] = []
+
+    def agent(self) -> Replications:
+        def make(spec: ReplicationSpec, _on_news: Callable[[], None]) -> FakeReplicator:
+            self.made.append(FakeReplicator(spec, self.calls))
+            return self.made[-1]
+
+        return Replications(self.driver, self._directory, make)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_asked_twice_it_starts_once(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    agent.start(replication_spec())
+    assert host.calls == ["replicate item-1 epoch 1"]
+    assert agent.statuses()[0].state is ReplicationState.STREAMING
+
+
+def test_unknown_vm_is_refused_and_nothing_is_remembered(host: Host) -> None:
+    host.driver.vms.clear()
+    with pytest.raises(NotFound):
+        host.agent().start(replication_spec())
+    assert host.agent().statuses() == ()
+
+
+def test_replication_goes_on_after_a_restart_without_the_service(host: Host) -> None:
+    host.agent().start(replication_spec())
+    host.calls.clear()
+    host.agent().resume()
+    assert host.calls == ["replicate item-1 epoch 1"]
+
+
+def test_shut_down_leaves_the_tap_for_the_next_agent(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    agent.shut_down()
+    assert host.calls[-1] == "leave item-1"
+
+
+def test_stopped_item_is_detached_and_forgotten(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    agent.stop("item-1")
+    agent.stop("item-1")
+    assert host.calls[-1] == "detach item-1"
+    assert host.agent().statuses() == ()
+
+
+def test_item_is_detached_although_the_agent_has_not_taken_it_up_yet(host: Host) -> None:
+    host.agent().start(replication_spec())
+    host.agent().stop("item-1")
+    assert host.calls[-1] == "detach item-1"
+
+
+def test_detaching_that_fails_can_be_asked_for_again(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    host.made[0].refuse_stop = Unavailable("QEMU does not answer")
+    with pytest.raises(Unavailable):
+        agent.stop("item-1")
+    host.made[0].refuse_stop = None
+    agent.stop("item-1")
+    assert agent.statuses() == ()
+
+
+def test_fence_stops_the_vm_before_the_replication(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    agent.fence("item-1", 2, "web-1")
+    assert host.calls[-2:] == ["stop web-1 by force", "detach item-1"]
+
+
+def test_fenced_item_never_starts_again_under_its_old_epoch(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    agent.fence("item-1", 2, "web-1")
+    restarted = host.agent()
+    host.calls.clear()
+    restarted.resume()
+    with pytest.raises(Fenced):
+        restarted.start(replication_spec(epoch=1))
+    assert host.calls == []
+    status = restarted.statuses()[0]
+    assert (status.state, "superseded" in status.problem) == (ReplicationState.STOPPED, True)
+
+
+def test_fence_is_remembered_even_if_the_agent_dies_while_stopping_the_vm(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+
+    def die(vm_id: str, *, force: bool) -> None:
+        raise KeyboardInterrupt
+
+    stop_vm = host.driver.stop_vm
+    host.driver.stop_vm = die  # type: ignore[assignment, method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        agent.fence("item-1", 2, "web-1")
+    host.driver.stop_vm = stop_vm  # type: ignore[method-assign]
+    host.calls.clear()
+    host.agent().resume()
+    assert host.calls == ["stop web-1 by force", "detach item-1"], "the next agent ends it"
+    host.calls.clear()
+    host.agent().resume()
+    assert host.calls == [], "and does so once: the VM may be wanted again later"
+
+
+def test_fencing_an_item_this_host_never_had_still_stops_the_vm(host: Host) -> None:
+    host.agent().fence("item-9", 2, "web-1")
+    assert host.calls == ["stop web-1 by force"]
+
+
+def test_superseding_stops_only_older_epochs(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec(epoch=3))
+    agent.supersede("item-1", 3)
+    agent.supersede("item-9", 4)
+    assert host.driver.vms["web-1"].value == "running"
+    agent.supersede("item-1", 4)
+    assert host.driver.vms["web-1"].value == "stopped"
+
+
+def test_newer_epoch_replaces_the_older_one(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec(epoch=1))
+    agent.start(replication_spec(epoch=2))
+    assert host.calls[-2:] == ["detach item-1", "replicate item-1 epoch 2"]
+    with pytest.raises(Fenced):
+        agent.start(replication_spec(epoch=1))
+
+
+def test_a_stop_that_failed_is_finished_without_being_asked_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication, "STOP_AGAIN_SECONDS", 0.01)
+    agent = host.agent()
+    agent.start(replication_spec())
+    host.made[0].refuse_stop = Unavailable("QEMU does not answer")
+    with pytest.raises(Unavailable):
+        agent.stop("item-1")
+    host.made[0].refuse_stop = None
+    for _ in range(500):
+        if agent.statuses() == ():
+            break
+        time.sleep(0.01)
+    assert host.calls[-1] == "detach item-1"
+    assert host.agent().statuses() == ()
+
+
+def test_a_stop_cut_short_is_finished_by_the_next_agent(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    host.made[0].refuse_stop = Unavailable("QEMU does not answer")
+    with pytest.raises(Unavailable):
+        agent.stop("item-1")
+    host.calls.clear()
+    successor = host.agent()
+    successor.resume()
+    assert host.calls == ["detach item-1"]
+    assert successor.statuses() == ()
+
+
+DRAIN = DrainSpec(
+    item_id="item-1", epoch=1, vm_id="web-1", power_off_seconds=1.0, drain_seconds=1.0
+)
+
+
+def test_draining_halts_then_sends_then_ends_the_vm_and_is_remembered(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    host.calls.clear()
+    assert agent.drain(DRAIN) == DrainResult(sequence=42, is_guest_off=True)
+    assert host.calls == ["halt web-1", "drain item-1", "stop web-1"]
+    successor = host.agent()
+    successor.resume()
+    host.calls.clear()
+    assert successor.drain(DRAIN) == DrainResult(sequence=42, is_guest_off=True)
+    assert host.calls == ["stop web-1"]  # not asked to write again, and not asked for another cut
+
+
+def test_a_vm_that_was_started_again_is_drained_anew(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    agent.drain(DRAIN)
+    agent.note_start("web-1")
+    host.driver.vms["web-1"] = PowerState.RUNNING
+    host.calls.clear()
+    agent.drain(DRAIN)
+    assert host.calls == ["halt web-1", "drain item-1", "stop web-1"]
+
+
+def test_only_the_epoch_that_is_replicated_can_be_drained(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec(epoch=2))
+    with pytest.raises(NotFound, match="at epoch 1"):
+        agent.drain(DRAIN)
+    assert host.driver.vms["web-1"] is PowerState.RUNNING
+
+
+def test_only_what_is_replicated_here_takes_part_in_a_shared_point(host: Host) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+    mark = SharedMark(id="sp-1", group="cg-1", members=("item-1", "item-2"), time_ns=1)
+    for item_id in mark.members:
+        call = MeetingCall(item_id=item_id, mark=mark)
+        agent.share(item_id, attempt_of(call, lambda word, seconds: True))
+    assert host.calls[1:] == ["share sp-1 of item-1"]

@@ -1,0 +1,92 @@
+"""Processes are told apart, found again and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from leeward.core.errors import InvalidRequest
+from leeward.fabric import processes
+from leeward.fabric.processes import ProcessIdentity
+
+SLEEP = (sys.executable, "-S", "-c", "import signal; signal.pause()")
+
+
+def test_a_process_is_found_by_its_pid_file_and_ended(tmp_path: Path) -> None:
+    pid_file = tmp_path / "it.pid"
+    process = processes.spawn(SLEEP, pid_file=pid_file, log_file=tmp_path / "it.log")
+    try:
+        assert processes.read_pid_file(pid_file) == process
+        assert os.getsid(process.pid) == process.pid
+    finally:
+        processes.end(process, grace_seconds=0)
+    assert processes.read_pid_file(pid_file) is None
+    processes.end(process)
+
+
+def test_a_process_without_its_pid_file_is_found(tmp_path: Path) -> None:
+    """Its starter was killed between starting it and writing the file."""
+    pid_file = tmp_path / "it.pid"
+    process = processes.spawn(SLEEP, pid_file=pid_file, log_file=tmp_path / "it.log")
+    try:
+        pid_file.unlink()
+        assert processes.read_pid_file(pid_file) is None
+        assert processes.find(pid_file) == process
+        assert processes.find(tmp_path / "another.pid") is None
+    finally:
+        processes.end(process, grace_seconds=0)
+
+
+def test_a_process_that_inherited_the_mark_is_not_the_one(tmp_path: Path) -> None:
+    pid_file, child_file = tmp_path / "parent.pid", tmp_path / "child"
+    program = (
+        "import subprocess, sys, pathlib, signal;"
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import signal; signal.pause()']);"
+        f"pathlib.Path({str(child_file)!r}).write_text(str(child.pid)); child.wait()"
+    )
+    parent = processes.spawn(
+        (sys.executable, "-c", program), pid_file=pid_file, log_file=tmp_path / "log"
+    )
+    while not child_file.exists() or not child_file.read_text():
+        assert processes.is_alive(parent)
+    child = processes.identify(int(child_file.read_text()))
+    assert child is not None
+    try:
+        pid_file.unlink()
+        processes.end(parent, grace_seconds=0)
+        assert processes.is_alive(child)
+        assert processes.find(pid_file) is None
+    finally:
+        processes.end(child, grace_seconds=0)
+
+
+def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
+    me = processes.identify(os.getpid())
+    assert me is not None
+    assert not processes.is_alive(ProcessIdentity(me.pid, me.start_ticks - 1))
+    saved = {"pid": me.pid, "start_ticks": me.start_ticks - 1}
+    (tmp_path / "old.pid").write_text(json.dumps(saved))
+    assert processes.read_pid_file(tmp_path / "old.pid") is None
+
+
+def test_a_stopped_process_is_alive_and_still_ends(tmp_path: Path) -> None:
+    process = processes.spawn(SLEEP, pid_file=tmp_path / "it.pid", log_file=tmp_path / "it.log")
+    os.kill(process.pid, signal.SIGSTOP)
+    assert processes.is_alive(process)
+    processes.end(process, grace_seconds=0)
+    assert not processes.is_alive(process)
+
+
+def test_a_missing_program_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="leeward-nothing is not installed"):
+        processes.spawn(["leeward-nothing"], pid_file=tmp_path / "p", log_file=tmp_path / "l")
+
+
+def test_a_torn_pid_file_names_nobody(tmp_path: Path) -> None:
+    (tmp_path / "torn.pid").write_text('{"pid": 1')
+    assert processes.read_pid_file(tmp_path / "torn.pid") is None

@@ -1,0 +1,65 @@
+"""An item with catalogs in both regions, as stores tell of it: the newer direction is the item."""
+
+from __future__ import annotations
+
+from leeward.core.codec import to_plain
+from leeward.model.recovery import ItemState, Policy, ReplicatedItem, Vault
+from leeward.model.resources import StorageAccount, VirtualMachine
+from leeward.object_store.memory import MemoryStore
+from leeward.processor.found_items import find_items
+from leeward.protocol.rebuild import AboutItem
+from leeward.replica.catalog import Catalog
+from leeward.replica.layout import segment_name
+
+
+def _about(source: str, target: str) -> dict[str, object]:
+    item = ReplicatedItem(
+        id="item-1",
+        name="web-1",
+        vault="main",
+        policy="default",
+        state=ItemState.PROTECTED,
+        epoch=1,
+        source_region=source,
+        source_vm="web-1",
+        target_region=target,
+        target_resource_group="rg",
+    )
+    about: dict[str, object] = to_plain(
+        AboutItem(
+            vault=Vault(name="main"),
+            policy=Policy(name="default"),
+            item=item,
+            target_vm=VirtualMachine(region=target, name="web-1", resource_group="rg"),
+            cache_region=source,
+            cache=StorageAccount(region=source, name="cache", resource_group="rg"),
+        )
+    )
+    return about
+
+
+def _store(url: str, epoch: int, source: str, target: str) -> MemoryStore:
+    store = MemoryStore()
+    catalog = Catalog.open(store, "item-1")
+    catalog.take_over(epoch, disk_urls={"d": url}, about=_about(source, target))
+    store.create(segment_name("item-1", "d", 1 << 28), b"x")
+    return store
+
+
+def test_the_newer_direction_comes_first_each_with_its_own_store() -> None:
+    stores = {
+        "memory://west": _store("memory://west", 1, "east", "west"),
+        "memory://east": _store("memory://east", 4, "west", "east"),
+    }
+    for urls in (list(stores), list(reversed(stores))):
+        newer, older = find_items(urls, stores.__getitem__).items
+        assert newer.about is not None
+        assert (newer.epoch, newer.about.item.target_region) == (4, "east")
+        assert newer.urls == {"d": "memory://east"}
+        assert (older.epoch, older.urls) == (1, {"d": "memory://west"})
+
+
+def test_a_store_that_was_moved_is_where_it_was_found() -> None:
+    stores = {"memory://elsewhere": _store("memory://west", 1, "east", "west")}
+    (found,) = find_items(list(stores), stores.__getitem__).items
+    assert found.urls == {"d": "memory://elsewhere"}

@@ -1,0 +1,211 @@
+"""The loop keeps up, says what it did until somebody has heard it, and ends when it must."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from tests.simulation.world import EPOCH, ITEM, Source, World, drain
+
+from leeward.core.clock import SystemClock
+from leeward.core.errors import DataIntegrity, Unavailable
+from leeward.model.recovery import Consistency, RecoveryPoint
+from leeward.processor import garbage, space
+from leeward.processor import loop as loop_module
+from leeward.processor.item import ItemProcessor, StepResult
+from leeward.processor.loop import ItemLoop
+from leeward.replica.manifest import cut_name, decode_manifest
+
+WAIT_SECONDS = 20.0
+
+
+class Running:
+    """A started loop over a world's stores, and waiting for what it says."""
+
+    def __init__(self, world: World, plan: Callable[[Sequence[RecoveryPoint]], Sequence[str]]):
+        self._changed = threading.Condition()
+        clock = SystemClock()
+        self.loop = ItemLoop(
+            world.spec(),
+            ItemProcessor(world.spec(), world.stores.__getitem__, clock),
+            plan,
+            clock,
+            on_change=self._note,
+        )
+
+    def _note(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_for(self, is_true: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(is_true, WAIT_SECONDS)
+
+
+@contextmanager
+def running(
+    world: World, plan: Callable[[Sequence[RecoveryPoint]], Sequence[str]] = lambda points: ()
+) -> Iterator[Running]:
+    runner = Running(world, plan)
+    runner.loop.start()
+    try:
+        yield runner
+    finally:
+        runner.loop.stop()
+        assert not runner.loop.is_alive
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def upload(world: World, source: Source, count: int) -> None:
+    with world.uploader() as uploader:
+        for _ in range(count):
+            uploader.upload(source.next_cut())
+
+
+def test_the_status_says_all_points(world: World) -> None:
+    upload(world, Source(1), 3)
+    with running(world) as runner:
+        runner.wait_for(lambda: len(runner.loop.status().points_added) == 3)
+        status = runner.loop.status()
+        assert (status.applied_sequence, status.problem) == (3, "")
+        assert status.newest_point_time_ns == status.points_added[-1].time_ns
+        assert status.bytes_applied > 0
+        assert runner.loop.status().points_added == status.points_added == world.points()
+
+
+def test_a_new_worker_tells_all_points(world: World) -> None:
+    upload(world, Source(1), 2)
+    for _ in range(2):
+        with running(world) as runner:
+            runner.wait_for(lambda: len(runner.loop.status().points_added) == 2)
+
+
+def test_retention_removes_points_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "RETENTION_SECONDS", 0.0)
+    wanted: list[str] = []
+    upload(world, Source(1), 3)
+    with running(world, lambda points: tuple(wanted)) as runner:
+        runner.wait_for(lambda: len(runner.loop.status().points_added) == 3)
+        status = runner.loop.status()
+        wanted.append(status.points_added[0].id)
+        runner.wait_for(lambda: len(runner.loop.status().points_added) == 2)
+    assert [point.sequence for point in world.points()] == [2, 3]
+
+
+def test_sealing_ends_the_loop_without_a_problem(world: World) -> None:
+    upload(world, Source(1), 2)
+    with running(world) as runner:
+        assert runner.loop.seal(2, 5.0).sequence == 2
+        assert runner.loop.status().problem == ""
+        assert len(runner.loop.status().points_added) == 2
+        assert runner.loop.seal(2, 5.0).sequence == 2
+
+
+def test_a_loop_that_was_replaced_ends_and_says_so(world: World) -> None:
+    upload(world, Source(1), 1)
+    with running(world) as runner:
+        runner.wait_for(lambda: bool(runner.loop.status().points_added))
+        with world.processor() as other:
+            other.take_over()
+            upload(world, Source(2), 1)
+            runner.wait_for(lambda: "taken over" in runner.loop.status().problem)
+
+
+def test_damage_is_told(world: World) -> None:
+    upload(world, Source(1), 2)
+    manifest = decode_manifest(world.cache.get(cut_name(ITEM, EPOCH, 2)))
+    world.cache.delete(manifest.disks[0].segments[0].name)
+    with running(world) as runner:
+        runner.wait_for(lambda: "not there" in runner.loop.status().problem)
+        assert len(runner.loop.status().points_added) == 1
+
+
+# ------------------------------------------------------------------------------ when to look again
+
+
+class Script:
+    """A processor whose steps end as told."""
+
+    applied_sequence = 0
+    points: tuple[RecoveryPoint, ...] = ()
+    quarantined: frozenset[str] = frozenset()
+    awaits_restart = False
+
+    def __init__(self) -> None:
+        self.next: StepResult | Exception = StepResult()
+
+    def step(self) -> StepResult:
+        if isinstance(self.next, Exception):
+            raise self.next
+        return self.next
+
+    def drop_points(self, plan: object) -> tuple[str, ...]:
+        return ()
+
+
+class Ticking(SystemClock):
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def waits(loop: ItemLoop, count: int) -> list[float]:
+    found = []
+    for _ in range(count):
+        try:
+            loop._turn()
+        except (Unavailable, DataIntegrity) as error:
+            loop._failed(error)
+        found.append(loop._wait_seconds)
+    return found
+
+
+def test_polling_is_quick_while_cuts_arrive_and_slow_when_idle(world: World) -> None:
+    script, clock = Script(), Ticking()
+    loop = ItemLoop(world.spec(), script, lambda points: (), clock)  # type: ignore[arg-type]
+    point = RecoveryPoint(id="rp-1", epoch=1, sequence=1, time_ns=1, consistency=Consistency.CRASH)
+    script.next = StepResult(1, 1, (point,), idle=False)
+    assert waits(loop, 2) == [0.0, 0.0]
+    script.next = StepResult()
+    assert waits(loop, 5) == [0.05, 0.1, 0.2, 0.25, 0.25]
+    clock.now = loop_module.IDLE_AFTER_SECONDS + 1
+    assert waits(loop, 2) == [1.0, 1.0]
+    script.next = Unavailable("gone")
+    assert waits(loop, 7) == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert loop.status().problem == "gone"
+    script.next = DataIntegrity("damaged")
+    assert waits(loop, 1) == [loop_module.INTEGRITY_SECONDS]
+    script.next = StepResult()
+    waits(loop, 1)
+    assert loop.status().problem == ""
+
+
+def test_space_of_dropped_points_is_reclaimed_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "SPACE_SECONDS", 0.0)
+    monkeypatch.setattr(loop_module, "RETENTION_SECONDS", 0.0)
+    monkeypatch.setattr(garbage, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(space, "COLLECT_SECONDS", 0.0)
+    source = Source(9)
+    with world.uploader() as uploader, world.processor() as processor:
+        for _ in range(6):
+            uploader.upload(source.next_cut())
+            drain(processor)
+        assert len(world.replica_objects()) > 6
+    with running(world, lambda points: [point.id for point in points[:-1]]):
+        deadline = time.monotonic() + WAIT_SECONDS
+        while set(world.replica_objects()) != world.needed_objects() or len(world.points()) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    world.check(source)

@@ -1,0 +1,97 @@
+"""What protections share while one of them ends, and whose word counts about their points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.workflows.replay_rig import Site, site
+
+from leeward.core.errors import Conflict
+from leeward.model.recovery import ItemState, Job, JobState
+from leeward.model.resources import StorageAccount, VirtualMachine
+from leeward.protocol.messages import NodeStatus, ProcessingStatus, Verb
+from leeward.vault.resources import ResourceState
+from leeward.workflows.monitor import Monitor
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as made:
+        assert made.run(made.protect()).state is JobState.SUCCEEDED
+        yield made
+
+
+def disable(made: Site) -> Job:
+    return made.service.disabling.disable("main", "web-1", delete_replica=True)
+
+
+def test_nothing_begins_to_use_what_is_being_removed(made: Site) -> None:
+    job = disable(made)
+    refused = []
+
+    def try_to_protect(name: str) -> None:
+        if name == "remove records":  # its storage has just been removed from the hosts
+            with pytest.raises(Conflict, match="just being deleted") as error:
+                made.protect()
+            refused.append(error.value)
+
+    made.engine.before_step = try_to_protect
+    assert made.run(job).state is JobState.SUCCEEDED
+    assert refused
+    made.protect()
+
+
+def test_a_vm_is_not_made_on_storage_that_is_being_deleted(made: Site) -> None:
+    with made.vault.write() as records:
+        records.resources.set_state(StorageAccount, "east", "sys", ResourceState.DELETING)
+        vm = records.resources.get(VirtualMachine, "east", "web-1").value
+    nics = tuple(replace(nic, address="", mac="") for nic in vm.nics)
+    with pytest.raises(Conflict, match="storage account sys in east is just being deleted"):
+        made.service.machines.create(replace(vm, name="web-2", nics=nics))
+
+
+def test_a_region_that_is_gone_keeps_nothing_in_the_other(made: Site) -> None:
+    made.silence(made.source)
+    assert made.run(disable(made)).state is JobState.SUCCEEDED
+    assert made.asked[Verb.ACCOUNT_DELETE] == 2  # both of the target's; the cache went with east
+
+
+def test_storage_is_not_removed_late(made: Site) -> None:
+    made.mute(made.target)
+    assert made.run(disable(made)).state is JobState.SUCCEEDED
+    with made.vault.read() as records:
+        left = {command.verb for command in records.commands.open_for(made.target.id)}
+    assert Verb.ACCOUNT_DELETE not in left
+
+
+def test_only_the_items_worker_speaks_for_its_points(made: Site) -> None:
+    with made.vault.read() as records:
+        record = records.items.get("main", "web-1")
+        before = records.points.listed(record.item.id)
+    said = ProcessingStatus(
+        item_id=record.item.id,
+        epoch=1,
+        applied_sequence=1,
+        newest_point_time_ns=1,
+        points_removed=tuple(point.id for point in before),
+    )
+    for node in (made.source, made.target):
+        made.service.monitor.take_status(node, NodeStatus(processings=(said,)))
+        with made.vault.read() as records:
+            assert records.points.listed(record.item.id) == before
+    made.service.monitor.take_status(made.worker, NodeStatus(processings=(said,)))
+    with made.vault.read() as records:
+        assert records.points.listed(record.item.id) == []
+
+
+def test_a_service_just_started_judges_nothing_before_the_source_has_spoken(made: Site) -> None:
+    made.service.bench.live._heard.clear()
+    made.service.monitor = Monitor(made.service.bench)
+    item_id = next(iter(made.items))
+    said = ProcessingStatus(item_id=item_id, epoch=1, applied_sequence=1, newest_point_time_ns=1)
+    made.service.monitor.take_status(made.worker, NodeStatus(processings=(said,)))
+    with made.vault.read() as records:
+        assert records.items.by_id(item_id).item.state is ItemState.PROTECTED

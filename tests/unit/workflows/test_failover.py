@@ -1,0 +1,181 @@
+"""Failovers that do not go straight: tried again, late answers, silent hosts; never a second VM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.workflows.replay_rig import Site, site
+
+from leeward.core.errors import Conflict, HypervisorRefused, NotFound, Unavailable
+from leeward.model.recovery import ItemState, Job, JobState, ReplicatedItem
+from leeward.protocol.messages import Verb
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as made:
+        assert made.run(made.protect()).state is JobState.SUCCEEDED
+        yield made
+
+
+def failover(made: Site) -> Job:
+    return made.service.failovers.failover("main", "web-1", "latest")
+
+
+def item(made: Site) -> ReplicatedItem:
+    with made.service.bench.vault.read() as records:
+        return records.items.get("main", "web-1").item
+
+
+# --- the source stays stopped
+
+
+def test_the_source_is_not_started_while_it_fails_over(made: Site) -> None:
+    job = failover(made)
+    with pytest.raises(Conflict, match="failing over to west or has"):
+        made.service.machines.start("east", "web-1")
+    made.run(job)
+    with pytest.raises(Conflict, match="source stays stopped"):
+        made.service.machines.start("east", "web-1")
+
+
+def test_nor_after_a_failover_that_failed(made: Site) -> None:
+    made.refuse[Verb.RECOVERY_BOOT] = HypervisorRefused("no")
+    made.run(failover(made))
+    assert item(made).state is ItemState.DEGRADED
+    with pytest.raises(Conflict, match="source stays stopped") as refused:
+        made.service.machines.start("east", "web-1")
+    assert "disable protection" in str(refused.value)
+    made.run(made.service.disabling.disable("main", "web-1", delete_replica=False))
+    made.service.machines.start("east", "web-1")
+
+
+def test_what_a_failed_over_vm_still_reads_stays_protected(made: Site) -> None:
+    made.run(failover(made))
+    for delete_replica in (True, False):
+        with pytest.raises(Conflict, match="still reads its recovery point"):
+            made.service.disabling.disable("main", "web-1", delete_replica=delete_replica)
+    assert item(made).state is ItemState.FAILED_OVER
+
+
+def test_nor_by_a_start_that_was_asked_for_just_before(made: Site) -> None:
+    start = made.service.machines.start("east", "web-1")
+    failover(made)
+    assert made.run(start).state is JobState.FAILED
+    assert made.asked[Verb.VM_START] == 0
+
+
+def test_a_degraded_source_can_still_be_started(made: Site) -> None:
+    with made.service.bench.vault.write() as records:
+        record = records.items.get("main", "web-1")
+        records.items.update(replace(record, item=replace(record.item, state=ItemState.DEGRADED)))
+    made.service.machines.start("east", "web-1")
+
+
+# --- a host that was told to boot and fell silent
+
+
+def test_no_second_boot_elsewhere_while_the_first_host_is_silent(made: Site) -> None:
+    other = made.enrol_target("n-2")
+    made.mute(made.target)
+    made.refuse[Verb.RECOVERY_BOOT] = Unavailable("no answer")
+    job = failover(made)
+    assert made.run(job).state is JobState.FAILED
+    del made.refuse[Verb.RECOVERY_BOOT]
+    made.silence(made.target)
+    with pytest.raises(Unavailable, match="could run twice"):
+        failover(made)
+    assert item(made).state is ItemState.DEGRADED
+    assert made.booted_by(other) == 0
+
+    made.unmute(made.target)  # it is back and takes what was left for it: the discard
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+
+
+def test_a_host_that_is_gone_for_good_is_forgotten_first(made: Site) -> None:
+    other = made.enrol_target("n-2")
+    made.mute(made.target)
+    made.refuse[Verb.RECOVERY_BOOT] = Unavailable("no answer")
+    made.run(failover(made))
+    del made.refuse[Verb.RECOVERY_BOOT]
+    made.silence(made.target)
+    made.service.resources.delete_node(made.target.id)
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    assert made.booted_by(other) == 1
+
+
+def test_a_host_that_said_it_is_clean_binds_nobody(made: Site) -> None:
+    made.refuse[Verb.RECOVERY_BOOT] = HypervisorRefused("no memory")
+    made.run(failover(made))
+    other = made.enrol_target("n-2")
+    made.silence(made.target)
+    del made.refuse[Verb.RECOVERY_BOOT]
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    assert made.booted_by(other) == 1
+
+
+def test_what_a_host_could_not_discard_is_discarded_before_the_next_boot(made: Site) -> None:
+    made.refuse[Verb.RECOVERY_BOOT] = HypervisorRefused("no")
+    made.refuse[Verb.RECOVERY_DISCARD] = Unavailable("disk is busy")
+    made.run(failover(made))
+    made.enrol_target("n-2")
+    made.refuse.clear()
+    done = made.run(failover(made))
+    assert done.state is JobState.SUCCEEDED
+    assert done.result["host"] == "n-1"
+    assert [step.name for step in done.steps] == [
+        "fence source",
+        "seal",
+        "discard",
+        "boot",
+        "record",
+    ]
+
+
+# --- a worker that does not know the item
+
+
+def test_a_worker_that_lost_the_item_takes_it_over_before_it_seals(made: Site) -> None:
+    made.refuse[Verb.PROCESSING_SEAL] = NotFound("this worker does not process it")
+    made.before_answer[Verb.PROCESSING_START] = lambda: made.refuse.pop(Verb.PROCESSING_SEAL)
+    done = made.run(failover(made))
+    assert done.state is JobState.SUCCEEDED
+    assert [step.name for step in done.steps][1:4] == ["seal", "take over", "seal again"]
+
+
+def test_a_take_over_reads_the_cuts_of_the_epoch_they_were_made_in(made: Site) -> None:
+    made.refuse[Verb.PROCESSING_SEAL] = Unavailable("the store is slow")
+    for _ in range(2):  # the epoch rises with every try; what lies in the cache is still of epoch 1
+        made.run(failover(made))
+    made.refuse[Verb.PROCESSING_SEAL] = NotFound("this worker does not process it")
+    made.before_answer[Verb.PROCESSING_START] = lambda: made.refuse.pop(Verb.PROCESSING_SEAL)
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    assert made.last[Verb.PROCESSING_START]["epoch"] == 1
+
+
+# --- planned
+
+
+def test_a_planned_failover_that_cannot_drain_leaves_the_source_replicated(made: Site) -> None:
+    made.refuse[Verb.REPLICATION_DRAIN] = Unavailable("the cache is away")
+    job = made.service.planned.failover("main", "web-1", "latest", power_off_seconds=1)
+    assert made.run(job).error == "agent n-1 in east: the cache is away"
+    assert made.asked[Verb.VM_START] == 1
+    assert made.asked[Verb.REPLICATION_FENCE] == made.asked[Verb.PROCESSING_SEAL] == 0
+    assert (item(made).state, item(made).epoch) == (ItemState.DEGRADED, 1)
+    made.say()
+    assert item(made).state is ItemState.PROTECTED
+
+
+def test_a_planned_failover_fences_only_what_has_been_drained(made: Site) -> None:
+    job = made.service.planned.failover("main", "web-1", "latest", power_off_seconds=1)
+    assert item(made).epoch == 1  # else the source would be stopped before it has sent everything
+    seen: list[int] = []
+    made.before_answer[Verb.REPLICATION_DRAIN] = lambda: seen.append(item(made).epoch)
+    made.before_answer[Verb.PROCESSING_SEAL] = lambda: seen.append(item(made).epoch)
+    assert made.run(job).state is JobState.SUCCEEDED
+    assert seen == [1, 2]
+    assert item(made).drained_point == made.points[-1].id
