@@ -7,7 +7,8 @@ help:
 	@echo "make demo                 watch a VM move out of a region that has just been killed, and home again"
 	@echo "make test                 lint, types, import contracts, tests"
 	@echo "make check                lint, types, import contracts only"
-	@echo "make faults               the long fault scenarios: every fault by itself, buffers filled to the brim"
+	@echo "make faults               the long fault scenarios: every fault by itself, buffers filled to the brim;"
+	@echo "                          then the property tests with examples drawn anew"
 	@echo "make scenario NAME=name   a whole scenario on real VMs: workload, nemesis and checker apart"
 	@echo "                          (postgres builds a Debian guest once; it takes minutes)"
 	@echo "make campaign SEEDS=n      the data path at length, with faults, in simulation and for real; MUTANT=all plants defects"
@@ -30,6 +31,7 @@ test: check
 
 faults: setup
 	@$(PYTHON) -m pytest tests/scenarios -m "slow or not slow"
+	@$(PYTHON) -m pytest tests/properties --hypothesis-profile exploring
 
 scenario:
 	@scripts/setup $(if $(filter postgres,$(NAME)),mmdebstrap)

@@ -10,7 +10,7 @@ import pytest
 from demo.fire import burn, processes_of
 from tests.integration.leeward_process import Installation, installation, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
 def pid_of(leeward: Installation, daemon: str) -> int:

@@ -73,7 +73,7 @@ def submit(site: World, path: str, body: Json, key: str) -> Json:
     return job
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_protect_and_failover_go_on_through_kills(service: ServiceProcess) -> None:
     site = World(service)
     try:

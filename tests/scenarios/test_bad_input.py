@@ -23,7 +23,7 @@ from leeward.model.resources import (
     VirtualNetwork,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 JOB_FAILED, USAGE, NOT_FOUND, CONFLICT, UNAVAILABLE = 1, 2, 3, 4, 5
 IN_EAST = ("--region", "east", "--resource-group", "idle-rg")

@@ -26,7 +26,7 @@ from leeward.core.errors import Conflict, LeewardError, NotFound
 from leeward.model.recovery import ItemState, Job, JobState, ReplicationState
 from leeward.model.resources import PowerState
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 STALL_SECONDS = 10.0
 DEAD_SECONDS = 3.0

@@ -27,6 +27,7 @@ from leeward.replica.manifest import (
     decode_manifest,
     encode_applied,
     encode_refused,
+    parse_segment_sequence,
     refused_name,
 )
 
@@ -148,7 +149,8 @@ def test_a_cache_that_refuses_keeps_everything_in_the_journal_until_it_takes_it(
 
 
 class SlowStore(Store):
-    """The first segment is only stored, or refused, once the second one is there."""
+    """The first cut's segment is only stored, or refused, once the second one's is there; what is
+    sent of it afterwards is taken."""
 
     def __init__(self, *, refuses: bool) -> None:
         super().__init__()
@@ -157,13 +159,16 @@ class SlowStore(Store):
         self.segments: list[str] = []
 
     def create(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
-        if "/segments/" in name:
+        sent = parse_segment_sequence(name)
+        if sent is not None:
+            is_first = sent[1] == 1 and name not in self.segments
             self.segments.append(name)
-            if len(self.segments) == 1:
+            if not is_first:
+                self._second.set()
+            else:
                 assert self._second.wait(10), "the next portion's segment was not sent"
                 if self._refuses:
                     raise Unavailable("No space left on device")
-            self._second.set()
         super().create(name, data)
 
 
