@@ -87,6 +87,10 @@ def test_policies(quick: Quick) -> None:
     shown = quick.ask("policy", "show", "fast")
     assert shown["cut_interval_seconds"] == 0.5
     assert shown["tiers"] == [{"every_seconds": 0, "for_seconds": 300}]
+    assert quick.run("policy", "create", "fast", "--bandwidth", "5M").code == 0
+    changed = quick.ask("policy", "show", "fast")
+    assert changed["bandwidth"], "what is named is changed"
+    assert {**changed, "bandwidth": []} == shown, "and nothing else: points would be dropped"
     assert {policy["name"] for policy in quick.ask("policy", "list")} == {"default", "fast"}
     assert quick.run("policy", "delete", "fast").code == 0
 
@@ -105,6 +109,9 @@ def test_policies(quick: Quick) -> None:
         (("recovery-point", "list", "nobody"), 3, "nobody"),
         (("failover", "nobody"), 3, "nobody"),
         (("vm", "create", "east/v", "-g", "rg", "--disk", "d=sa,size=lots"), 2, "lots"),
+        (("vm", "show", ""), 2, "names nothing"),
+        (("policy", "create", "p", "--app-consistent-every", "1s"), 2, "seconds: 1 is neither 0"),
+        (("policy", "create", "p", "--bandwidth", "08:00-25:00=1M"), 2, "--bandwidth: '25:00'"),
     ],
 )  # fmt: skip
 def test_every_error_is_one_sentence_and_its_exit_code(
@@ -125,6 +132,16 @@ def test_wrong_token_is_not_allowed(
     done = quick.run("status")
     assert done.code == 6
     assert "token" in done.err
+
+
+def test_missing_token_is_named(
+    quick: Quick, leeward: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEEWARD_URL", leeward.url)
+    monkeypatch.delenv("LEEWARD_TOKEN", raising=False)
+    done = quick.run("status")
+    assert done.code == 2
+    assert "LEEWARD_TOKEN is not" in done.err
 
 
 def test_unreachable_service_and_broken_configuration(quick: Quick, tmp_path: Path) -> None:

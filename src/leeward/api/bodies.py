@@ -275,7 +275,7 @@ class PolicyBody(Body):
     @classmethod
     def _check_app_consistent(cls, value: int) -> int:
         if 0 < value < APP_CONSISTENT_SECONDS_MIN:
-            raise ValueError(f"0, or at least {APP_CONSISTENT_SECONDS_MIN}: guests stand meanwhile")
+            raise ValueError(f"{value} is neither 0 nor at least {APP_CONSISTENT_SECONDS_MIN}")
         return value
 
     def policy(self, name: str) -> Policy:

@@ -66,7 +66,7 @@ def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     field = ".".join(place[1:] if len(place) > 1 else place)
-    message = str(first["msg"])
+    message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "there is no such field"
     elif first["type"] == "json_invalid":

@@ -31,6 +31,10 @@ def parse_reference(text: str, region: str | None) -> Reference:
     Raises: InvalidRequest when no region is named, or two different ones.
     """
     before, slash, name = text.rpartition("/")
+    if not name:
+        raise InvalidRequest(
+            f"{text!r} names nothing", field="name", hint="REGION/NAME, or NAME with --region"
+        )
     if not slash and not region:
         raise InvalidRequest(
             f"in which region is {text}?", field="region", hint=f"REGION/{text}, or --region REGION"
@@ -158,7 +162,12 @@ def parse_bandwidth(text: str) -> BandwidthLimit:
         **({"start": start, "end": end} if equals else {}),
     )
     for time in (limit.start, limit.end):
-        minute_of_day(time)
+        try:
+            minute_of_day(time)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"--bandwidth: {error.message}", field="bandwidth", hint=error.hint
+            ) from error
     return limit
 
 

@@ -18,6 +18,7 @@ from leeward.cli.drills import ready
 from leeward.cli.policies import rate
 from leeward.cli.session import Session, VaultOption, command
 from leeward.client.views import ItemView
+from leeward.core.errors import InvalidRequest
 from leeward.core.units import format_bytes, format_seconds
 from leeward.model.recovery import (
     FreezeReport,
@@ -162,6 +163,10 @@ def update_item(
         "target_networks": parse_pairs("--target-network", network or []),
         "addresses": parse_pairs("--address", address or []),
     }
+    if not any(changes.values()):
+        raise InvalidRequest(
+            "nothing is named that is to change", hint="`leeward item update --help` has what can"
+        )
     job = session.client.update_item(session.client.find_item(name, vault), changes)
     session.finish(job, f"{name} is changed")
 

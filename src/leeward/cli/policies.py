@@ -6,7 +6,8 @@ Owns: how they are asked for and shown. Must not know: what nodes make of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +19,10 @@ from leeward.cli.arguments import (
 )
 from leeward.cli.session import Session, command
 from leeward.cli.vaults import DEFAULT_VAULT
+from leeward.core.errors import NotFound
 from leeward.core.ids import check_name
 from leeward.core.units import format_bytes, format_seconds
-from leeward.model.recovery import (
-    DEFAULT_TIERS,
-    BandwidthLimit,
-    Policy,
-    RetentionTier,
-)
+from leeward.model.recovery import BandwidthLimit, Policy, RetentionTier
 
 app = typer.Typer(help="Replication policies: how often, and how long kept.")
 
@@ -80,8 +77,8 @@ def create_policy(
     name: PolicyArgument,
     vault: PolicyVaultOption = DEFAULT_VAULT,
     cut_interval: Annotated[
-        float, typer.Option("--cut-interval", help="Seconds between recovery points.")
-    ] = 1.0,
+        float | None, typer.Option("--cut-interval", help="Seconds between recovery points: 1.")
+    ] = None,
     tier: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,20 +88,23 @@ def create_policy(
             "times.",
         ),
     ] = None,
-    compression: Annotated[str, typer.Option("--compression", help="zstd, lz4 or none.")] = "zstd",
+    compression: Annotated[
+        str | None, typer.Option("--compression", help="zstd (unless said), lz4 or none.")
+    ] = None,
     encryption: Annotated[
-        str, typer.Option("--encryption", help="none or aes-256-gcm, with the vault's key.")
-    ] = "none",
+        str | None,
+        typer.Option("--encryption", help="none (unless said) or aes-256-gcm, by the vault's key."),
+    ] = None,
     rpo_alert: Annotated[
-        float, typer.Option("--rpo-alert", help="Seconds of RPO that are worth an alert.")
-    ] = 30.0,
+        float | None, typer.Option("--rpo-alert", help="Seconds of RPO worth an alert: 30.")
+    ] = None,
     shared_interval: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--shared-interval",
-            help="Seconds between two points that the items of a consistency group share.",
+            help="Seconds between two points that the items of a consistency group share: 60.",
         ),
-    ] = 60.0,
+    ] = None,
     bandwidth: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,30 +115,33 @@ def create_policy(
         ),
     ] = None,
     app_consistent: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--app-consistent-every",
             metavar="DURATION",
             help="How often guests are frozen, by their agent, for application-consistent points: "
-            "1h. 0: only by `leeward recovery-point create`.",
+            "1h. 0 (unless said): only by `leeward recovery-point create`.",
         ),
-    ] = "0",
+    ] = None,
 ) -> None:
-    """Create or change a replication policy.
+    """Create a replication policy, or change what is named of one that is there.
 
     leeward policy create gold --cut-interval 1 --tier all:10m --tier 1m:2h --tier 1h:7d
     """
-    policy = Policy(
-        name=check_name(name),
-        cut_interval_seconds=cut_interval,
-        tiers=tuple(parse_tier(each) for each in tier) if tier else DEFAULT_TIERS,
-        compression=compression,
-        encryption=encryption,
-        rpo_alert_seconds=rpo_alert,
-        shared_interval_seconds=shared_interval,
-        bandwidth=tuple(parse_bandwidth(each) for each in bandwidth or ()),
-        app_consistent_seconds=parse_duration(app_consistent, field="--app-consistent-every"),
-    )
+    asked: dict[str, Any] = {
+        "cut_interval_seconds": cut_interval,
+        "tiers": tuple(parse_tier(each) for each in tier) if tier else None,
+        "compression": compression,
+        "encryption": encryption,
+        "rpo_alert_seconds": rpo_alert,
+        "shared_interval_seconds": shared_interval,
+        "bandwidth": tuple(parse_bandwidth(each) for each in bandwidth) if bandwidth else None,
+        "app_consistent_seconds": None
+        if app_consistent is None
+        else parse_duration(app_consistent, field="--app-consistent-every"),
+    }
+    changes = {key: value for key, value in asked.items() if value is not None}
+    policy = replace(_policy_before(session, vault, check_name(name)), **changes)
     session.client.put_policy(vault, policy)
     session.show(policy, lambda: output.say(f"policy {vault}/{name} is set"))
 
@@ -152,6 +155,15 @@ def delete_policy(
     """Delete a replication policy that no item follows."""
     session.client.delete_policy(vault, name)
     session.show({"done": True}, lambda: output.say(f"policy {vault}/{name} is gone"))
+
+
+def _policy_before(session: Session, vault: str, name: str) -> Policy:
+    """Return the policy as it is; one of defaults where there is none yet. What keeps recovery
+    points for how long must not change because something else does."""
+    try:
+        return session.client.policy(vault, name)
+    except NotFound:
+        return Policy(name=name)
 
 
 def _every(seconds: int) -> str:

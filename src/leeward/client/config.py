@@ -38,6 +38,12 @@ def load_config(directory: Path) -> ClientConfig:
     Raises: Unavailable when nothing says where the service is; InvalidRequest for a broken file.
     """
     url, token = os.environ.get("LEEWARD_URL", ""), os.environ.get("LEEWARD_TOKEN", "")
+    if url and not token:
+        raise InvalidRequest(
+            "LEEWARD_URL is set, and LEEWARD_TOKEN is not",
+            field="LEEWARD_TOKEN",
+            hint="it is in service/api-token of the service's data directory",
+        )
     if url:
         return ClientConfig(url=url, token=token)
     path = directory / FILE_NAME

@@ -142,4 +142,5 @@ def _origin(path: Path, key: str) -> str:
 def _sentence(kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return "there is no such key"
-    return message[0].lower() + message[1:]
+    plain = message.removeprefix("Value error, ")
+    return plain[0].lower() + plain[1:]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from leeward.core.errors import Conflict, InvalidRequest, NotFound
+from leeward.core.errors import Conflict, NotFound
 from leeward.core.ids import check_name
 from leeward.model.recovery import DiskMapping, NetworkMapping
 from leeward.model.resources import (
@@ -336,10 +336,6 @@ class _Planner:
     def _nics(
         self, vm: VirtualMachine, networks: dict[str, VirtualNetwork]
     ) -> tuple[PlannedNic, ...]:
-        known = {nic.name for nic in vm.nics}
-        for name in self.options.addresses:
-            if name not in known:
-                raise InvalidRequest(f"{vm.name} has no interface {name}", field="addresses")
         taken = {
             network.name: self.inventory.taken_addresses(self.target, network.name)
             for network in networks.values()

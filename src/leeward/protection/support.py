@@ -178,6 +178,21 @@ def _networks(candidate: Candidate) -> Iterator[LeewardError]:
             yield Conflict(f"region {vm.region} has no network {name} any more", field="vm")
 
 
+def _network_choices(candidate: Candidate) -> Iterator[LeewardError]:
+    vm, options = candidate.vm, candidate.options
+    for field, kind, chosen, known in (
+        ("target_networks", "interface in network", options.target_networks, "network"),
+        ("addresses", "interface", options.addresses, "name"),
+    ):
+        has = sorted({getattr(nic, known) for nic in vm.nics})
+        for name in chosen:
+            if name not in has:
+                yield InvalidRequest(
+                    f"{vm.name} has no {kind} {name} (it has {', '.join(has) or 'none'})",
+                    field=field,
+                )
+
+
 ASPECTS: tuple[Aspect, ...] = (
     Aspect(
         part="Regions",
@@ -276,6 +291,14 @@ ASPECTS: tuple[Aspect, ...] = (
         supported="None to many, with static or dynamic addresses; the MAC is kept.",
         refused="An interface in a network that is gone.",
         check=_networks,
+    ),
+    Aspect(
+        part="Networks",
+        title="Choice of networks and addresses",
+        supported="Any network of the target region for each of the VM's (--target-network), any "
+        "free address for each interface (--address).",
+        refused="A network that the VM is not in, or an interface that it has not.",
+        check=_network_choices,
     ),
 )
 

@@ -136,6 +136,8 @@ class Jobs:
         Conflict when it has ended or is of a kind that must not be cut short."""
         with self._bench.vault.write() as records:
             job = records.jobs.get(job_id)
+            if job.state not in (JobState.PENDING, JobState.RUNNING):
+                raise Conflict(f"job {job_id} has already ended")
             if job.verb not in CANCELLABLE:
                 raise Conflict(
                     f"a job {job.verb} cannot be cancelled: half of it is worse than all"

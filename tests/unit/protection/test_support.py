@@ -43,6 +43,10 @@ BAD: dict[str, Callable[[], list[Candidate]]] = {
         replace(GOOD, inventory=replace(INVENTORY, accounts=()))
     ],
     "Interfaces": lambda: [replace(GOOD, inventory=replace(INVENTORY, networks=()))],
+    "Choice of networks and addresses": lambda: [
+        replace(GOOD, options=replace(OPTIONS, target_networks={"x": "y"})),
+        replace(GOOD, options=replace(OPTIONS, addresses={"x": "10.10.1.9"})),
+    ],
 }
 
 
