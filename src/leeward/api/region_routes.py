@@ -148,9 +148,10 @@ def list_nodes(service: ServiceOf) -> Response:
 
 
 @router.delete("/nodes/{node}", status_code=HTTPStatus.NO_CONTENT)
-def delete_node(service: ServiceOf, node: IdPart) -> Response:
-    """The node is not enrolled any more; refused while it answers or is needed."""
-    service.resources.delete_node(node)
+def delete_node(service: ServiceOf, node: IdPart, with_vms: bool = False) -> Response:
+    """The node is not enrolled any more; refused while it answers or is needed. `with_vms`: the VMs
+    that were on it are forgotten, too."""
+    service.nodes.forget(node, with_vms=with_vms)
     return gone()
 
 

@@ -102,13 +102,19 @@ def forget_node(
     session: Session,
     name: RegionArgument,
     node: Annotated[str, typer.Argument(metavar="NODE", help="Its name in the region.")],
+    with_vms: Annotated[
+        bool, typer.Option("--with-vms", help="And the VMs that were on it: they are lost.")
+    ] = False,
 ) -> None:
-    """Forget an agent or worker that is gone for good; it must enrol anew should it come back."""
+    """Forget an agent or worker that is gone for good; it must enrol anew should it come back.
+
+    Make sure that it and its VMs run nowhere: what is forgotten is told nothing any more.
+    """
     found = [each for each in session.client.nodes() if (each.region, each.name) == (name, node)]
     if not found:
         raise NotFound(f"region {name} has no node {node}", hint=f"`leeward region show {name}`")
     for each in found:
-        session.client.forget_node(each.id)
+        session.client.forget_node(each.id, with_vms=with_vms)
     session.show({"done": True}, lambda: output.say(f"node {node} of {name} is forgotten"))
 
 

@@ -112,10 +112,10 @@ class Client:
         """Return every agent and worker."""
         return self._list("/nodes", NodeView)
 
-    def forget_node(self, node_id: str) -> None:
-        """The node is not enrolled any more. Raises: NotFound, Conflict while it answers or is
-        needed."""
-        self._rest.delete(_path("nodes", node_id))
+    def forget_node(self, node_id: str, *, with_vms: bool = False) -> None:
+        """The node is not enrolled any more. with_vms: nor are its VMs known. Raises: NotFound,
+        Conflict while it answers or is needed."""
+        self._rest.delete(_path("nodes", node_id), {"with_vms": "true"} if with_vms else {})
 
     # --- resources of a region
 

@@ -112,7 +112,7 @@ class MachineVerbs:
         def prepare(records: Records) -> MachineArguments:
             stored = records.resources.get(VirtualMachine, region, name)
             _check_ready(stored)
-            self._check_not_needed(records, region, name)
+            check_not_needed(records, region, name)
             records.resources.update(stored, state=ResourceState.DELETING)
             return MachineArguments(region=region, name=name)
 
@@ -298,18 +298,6 @@ class MachineVerbs:
                     field="name",
                 )
 
-    def _check_not_needed(self, records: Records, region: str, name: str) -> None:
-        for record in records.items.listed(region=region):
-            item = record.item
-            if (item.source_region, item.source_vm) == (region, name) or (
-                item.target_region,
-                item.target_vm,
-            ) == (region, name):
-                raise Conflict(
-                    f"{name} in {region} belongs to item {item.name} ({item.state.value})",
-                    hint=f"`leeward unprotect {item.name}` first",
-                )
-
     def _check_not_superseded(self, records: Records, region: str, name: str) -> None:
         """Two of the same machine must never run: after a failover the source stays stopped."""
         for record in records.items.listed(region=region):
@@ -321,6 +309,20 @@ class MachineVerbs:
                     "stopped",
                     hint="disable protection of the item to run both",
                 )
+
+
+def check_not_needed(records: Records, region: str, name: str) -> None:
+    """Return if no item has the VM. Raises: Conflict."""
+    for record in records.items.listed(region=region):
+        item = record.item
+        if (region, name) in (
+            (item.source_region, item.source_vm),
+            (item.target_region, item.target_vm),
+        ):
+            raise Conflict(
+                f"{name} in {region} belongs to item {item.name} ({item.state.value})",
+                hint=f"`leeward unprotect {item.name}` first",
+            )
 
 
 def machine_target(region: str, name: str) -> str:

@@ -32,7 +32,7 @@ from leeward.protocol.messages import Role, Verb
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.vault.resources import KINDS, ResourceState, as_requested
-from leeward.workflows.bench import Bench, machines_in, storage_root
+from leeward.workflows.bench import Bench, storage_root
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
 from leeward.workflows.inventory import load_inventory
@@ -97,22 +97,6 @@ class ResourceVerbs:
                     hint="delete, unprotect and forget them first",
                 )
             records.resources.delete(Region, "", name)
-
-    def delete_node(self, node_id: str) -> None:
-        """The node is not enrolled any more. Raises: NotFound; Conflict while it answers, has VMs
-        or processes items."""
-        with self._bench.vault.write() as records:
-            node = records.nodes.get(node_id)
-            if self._bench.is_heard(node):
-                raise Conflict(f"{node.label} still answers", hint="stop it first")
-            if node.role is Role.AGENT and any(
-                vm.host == node.name for vm in machines_in(records, node.region)
-            ):
-                raise Conflict(f"{node.label} still has virtual machines")
-            if any(r.worker_id == node.id for r in records.items.listed(region=node.region)):
-                raise Conflict(f"{node.label} still processes items")
-            records.commands.delete_of(node.id)
-            records.nodes.delete(node.id)
 
     def create_vault(self, name: str) -> Vault:
         """Return the vault, which exists, with a policy named "default"."""

@@ -41,6 +41,7 @@ from leeward.workflows.machine_verbs import MachineVerbs
 from leeward.workflows.mapping_verbs import MappingVerbs
 from leeward.workflows.meetings import Meetings
 from leeward.workflows.monitor import Monitor
+from leeward.workflows.node_verbs import NodeVerbs
 from leeward.workflows.plan_clean_up import PLAN_CLEAN_UP, PlanCleanUp
 from leeward.workflows.plan_verbs import PLAN_RUN, PLAN_TEST, PlanVerbs
 from leeward.workflows.planned_verbs import PlannedVerbs
@@ -88,6 +89,7 @@ class Service:
         )
         self._engine = engine
         self.resources = ResourceVerbs(self.bench, lambda: self.jobs)
+        self.nodes = NodeVerbs(self.bench)
         self.mappings = MappingVerbs(self.bench)
         self.machines = MachineVerbs(self.bench, lambda: self.jobs)
         self.protection = ProtectVerbs(self.bench, lambda: self.jobs, self.resources)

@@ -95,3 +95,23 @@ def test_a_service_just_started_judges_nothing_before_the_source_has_spoken(made
     made.service.monitor.take_status(made.worker, NodeStatus(processings=(said,)))
     with made.vault.read() as records:
         assert records.items.by_id(item_id).item.state is ItemState.PROTECTED
+
+
+def test_a_host_that_is_gone_for_good_takes_its_vms_with_it_when_told_to(made: Site) -> None:
+    nodes = made.service.nodes
+    made.silence(made.source)
+    with pytest.raises(Conflict, match="still has virtual machines: web-1"):
+        nodes.forget(made.source.id)
+    with pytest.raises(Conflict, match="web-1 in east belongs to item web-1"):
+        nodes.forget(made.source.id, with_vms=True)
+    assert made.run(disable(made)).state is JobState.SUCCEEDED
+    nodes.forget(made.source.id, with_vms=True)
+    with made.vault.read() as records:
+        assert records.resources.listed(VirtualMachine, "east") == []
+        assert made.source.id not in [node.id for node in records.nodes.listed()]
+
+
+def test_a_host_that_answers_keeps_its_vms(made: Site) -> None:
+    assert made.run(disable(made)).state is JobState.SUCCEEDED
+    with pytest.raises(Conflict, match="still answers"):
+        made.service.nodes.forget(made.source.id, with_vms=True)

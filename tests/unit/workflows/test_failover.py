@@ -102,7 +102,7 @@ def test_a_host_that_is_gone_for_good_is_forgotten_first(made: Site) -> None:
     made.run(failover(made))
     del made.refuse[Verb.RECOVERY_BOOT]
     made.silence(made.target)
-    made.service.resources.delete_node(made.target.id)
+    made.service.nodes.forget(made.target.id)
     assert made.run(failover(made)).state is JobState.SUCCEEDED
     assert made.booted_by(other) == 1
 

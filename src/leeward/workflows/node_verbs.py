@@ -1,0 +1,59 @@
+"""Agents and workers that are gone for good.
+
+Owns: when a node may be forgotten, and what goes with it. Must not know: how nodes enrol.
+"""
+
+from __future__ import annotations
+
+from leeward.core.errors import Conflict
+from leeward.model.resources import VirtualMachine
+from leeward.protocol.messages import Role
+from leeward.vault.nodes import NodeRecord
+from leeward.vault.records import Records
+from leeward.vault.resources import ResourceState
+from leeward.workflows.bench import Bench, machines_in
+from leeward.workflows.machine_verbs import check_not_needed, machine_target
+
+
+class NodeVerbs:
+    """Forgets nodes."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def forget(self, node_id: str, *, with_vms: bool = False) -> None:
+        """The node is not enrolled any more. with_vms: nor are its VMs known, which are lost.
+
+        Raises: NotFound; Conflict while it answers, has VMs that are to be kept or that an item
+        needs, or processes items.
+        """
+        with self._bench.vault.write() as records:
+            node = records.nodes.get(node_id)
+            if self._bench.is_heard(node):
+                raise Conflict(f"{node.label} still answers", hint="stop it first")
+            if node.role is Role.AGENT:
+                self._forget_machines(records, node, is_wanted=with_vms)
+            if any(r.worker_id == node.id for r in records.items.listed(region=node.region)):
+                raise Conflict(f"{node.label} still processes items")
+            records.commands.delete_of(node.id)
+            records.nodes.delete(node.id)
+
+    def _forget_machines(self, records: Records, node: NodeRecord, *, is_wanted: bool) -> None:
+        lost = [vm for vm in machines_in(records, node.region) if vm.host == node.name]
+        if lost and not is_wanted:
+            raise Conflict(
+                f"{node.label} still has virtual machines: {', '.join(vm.name for vm in lost)}",
+                hint="delete them first, or, if the host is gone for good, name --with-vms",
+            )
+        for vm in lost:
+            stored = records.resources.get(VirtualMachine, vm.region, vm.name)
+            if stored.state is not ResourceState.READY:
+                raise Conflict(f"{vm.name} is still {stored.state.value}", hint="try again later")
+            check_not_needed(records, vm.region, vm.name)
+            records.resources.delete(VirtualMachine, vm.region, vm.name)
+            self._bench.record_event(
+                records,
+                machine_target(vm.region, vm.name),
+                "vm_forgotten",
+                f"{vm.name} was on {node.label}, which is gone for good",
+            )
