@@ -43,6 +43,9 @@ def test_life_of_an_installation() -> None:
         elsewhere = leeward.run("up", "--detach", "--port", str(leeward.port + 1))
         assert elsewhere.code == 4
         assert f"already runs on port {leeward.port}" in elsewhere.err
+        more = leeward.run("up", "--detach", "--hosts", "2")
+        assert more.code == 4
+        assert "regions a, b, hosts in each: 1 (`leeward down`" in more.err
 
         os.kill(pid_of(leeward, "worker-b-worker"), signal.SIGKILL)
         wait_for(lambda: "worker b-worker runs again" in said(leeward))

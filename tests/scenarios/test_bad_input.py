@@ -78,6 +78,9 @@ MISTAKES = {
     "account-missing": Mistake(
         new_vm("new", "--disk", "system=nosuch,size=16M"), NOT_FOUND, ("nosuch",)
     ),
+    "no-store": Mistake(
+        ("storage-account", "create", "new", *IN_EAST, "--url", "ftp://x"), JOB_FAILED, ("ftp://x",)
+    ),
     "address-clash": Mistake(
         new_vm("new", *DISK, "--nic", "only=idle/only,address=10.20.1.10"),
         CONFLICT,

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from leeward.core.errors import Conflict, InvalidRequest, Unavailable
 from leeward.fabric.driver import FabricDriver
 from leeward.object_store.file import create_file_store
+from leeward.object_store.open import open_store
 from leeward.protocol.fabric import (
     AccountSpec,
     DiskAddition,
@@ -35,7 +36,16 @@ class FabricVerbs:
         self._storage_root = storage_root
 
     def create_account(self, spec: AccountSpec) -> None:
-        """The account's disk directory exists, and its object store where that is a directory."""
+        """The account's disk directory exists, and its object store where that is a directory.
+
+        Raises: InvalidRequest when its URL is none of a store, before anything is made.
+        """
+        try:
+            open_store(spec.url)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"storage account {spec.name}: {error.message}", field="url", hint=error.hint
+            ) from error
         try:
             if spec.disk_directory:
                 _absolute(spec.disk_directory, "disk_directory").mkdir(parents=True, exist_ok=True)

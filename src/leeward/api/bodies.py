@@ -185,7 +185,7 @@ class NicBody(Body):
 class VirtualMachineBody(Body):
     resource_group: str
     vcpus: int = Field(default=1, ge=1, le=256)
-    memory_mib: int = Field(default=256, ge=16, le=4 << 20)
+    memory_mib: int = Field(default=256, ge=32, le=4 << 20)
     firmware: Literal["bios", "uefi"] = "bios"
     display: Literal["none", "vga"] = "none"
     disks: tuple[DiskBody, ...] = Field(min_length=1, max_length=64)
@@ -206,7 +206,7 @@ class VirtualMachineChangeBody(Body):
     """What is left out stays as it is. The VM must be stopped."""
 
     vcpus: int | None = Field(default=None, ge=1, le=256)
-    memory_mib: int | None = Field(default=None, ge=16, le=4 << 20)
+    memory_mib: int | None = Field(default=None, ge=32, le=4 << 20)
     forwards: tuple[int, ...] | None = Field(default=None, max_length=64)
 
     def size(self, vm: VirtualMachine) -> MachineSize:

@@ -90,20 +90,20 @@ def up(
     from leeward.daemons.signals import StopSignal
 
     data = data_directory(data_dir)
-    if detach:
-        arguments = ["up", "--data-dir", str(data), "--port", str(port)]
-        arguments += ["--hosts", str(hosts)]
-        if regions:
-            arguments += ["--regions", regions]
-        for line in daemon.detach(arguments, data, port=port):
-            output.say(line)
-        return
     options = daemon.UpOptions(
         data=data,
         port=port,
         hosts=hosts,
         regions=tuple(part.strip() for part in regions.split(",") if part.strip()),
     )
+    if detach:
+        arguments = ["up", "--data-dir", str(data), "--port", str(port)]
+        arguments += ["--hosts", str(hosts)]
+        if regions:
+            arguments += ["--regions", regions]
+        for line in daemon.detach(arguments, options):
+            output.say(line)
+        return
     from leeward.cli.administration import administer
 
     stop = StopSignal()

@@ -304,12 +304,14 @@ class Up:
         return [region for region in before if not self.places.region(region).is_dir()]
 
 
-def detach(argv: Sequence[str], data: Path, *, port: int = 0) -> list[str]:
-    """Everything of `data` is up, watched by a process of its own; returns what runs where.
+def detach(argv: Sequence[str], options: UpOptions) -> list[str]:
+    """Everything of the data directory is up, watched by a process of its own; returns what runs
+    where.
 
     argv: the arguments of the `leeward up` that stays. Raises: Unavailable, and what it says;
-    Conflict when it runs already, on another port than `port`.
+    Conflict when it runs already, otherwise than `options` want.
     """
+    data, port = options.data, options.port
     places = Places(data)
     private_directory(places.up)
     running = read_pid_file(places.up / "up.pid")
@@ -318,6 +320,11 @@ def detach(argv: Sequence[str], data: Path, *, port: int = 0) -> list[str]:
     known = read_state(places)
     if running is not None and known is not None and port not in (0, known.port):
         raise _other_port(known.port)
+    if running is not None and known is not None and _state_of(known, options) != known:
+        raise Conflict(
+            f"it runs already: regions {', '.join(known.regions)}, hosts in each: {known.hosts}",
+            hint="`leeward down`, then this again, adds regions and hosts",
+        )
     if running is None:
         ready.unlink(missing_ok=True)
         running = spawn(

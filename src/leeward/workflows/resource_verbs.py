@@ -353,7 +353,10 @@ class ResourceVerbs:
         if users:
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""
             raise Conflict(
-                f"{KINDS[kind].replace('-', ' ')} {name} is in use: {', '.join(users[:3])}{more}"
+                f"{KINDS[kind].replace('-', ' ')} {name} is in use: {', '.join(users[:3])}{more}",
+                hint="delete them first, or `leeward resource-group delete --with-contents`"
+                if kind is ResourceGroup
+                else "delete what uses it first",
             )
 
 

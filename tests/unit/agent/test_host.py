@@ -167,6 +167,15 @@ def test_account_is_made_and_removed_with_its_objects(host: Host) -> None:
     assert not (host.storage / "sa1").exists()
 
 
+@pytest.mark.parametrize("url", ["ftp://x", "s3://", "file://relative", "objects"])
+def test_an_account_whose_url_is_no_stores_is_not_made(host: Host, url: str) -> None:
+    spec = replace(account(host), url=url)
+    with pytest.raises(InvalidRequest, match=r"sa1: .* is not an object store's URL") as refused:
+        host.do(Verb.ACCOUNT_CREATE, spec)
+    assert "s3://bucket/prefix" in str(refused.value.hint)
+    assert not Path(spec.disk_directory).exists()
+
+
 def test_account_that_holds_disks_is_not_removed(host: Host) -> None:
     spec = account(host)
     host.do(Verb.ACCOUNT_CREATE, spec)
