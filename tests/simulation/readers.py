@@ -69,8 +69,8 @@ class Readers:
         if not points:
             return
         store = self.world.catalog_store
-        pin = Pin(store, ITEM, self.world.catalog().version) if is_pinned else None
-        point = self.chance.choice(self.world.points())
+        point = self.chance.choice(points)
+        pin = Pin(store, ITEM, self.world.catalog().version, point.id) if is_pinned else None
         stores = {disk.name: self.world.stores[URLS[disk.name]] for disk in DISKS}
         self.open.append(
             Reader(

@@ -236,7 +236,7 @@ def test_a_reader_that_died_holds_nothing_for_ever() -> None:
     item = Thinned(6)
     with item.world.processor(clock=item.clock) as processor:
         catalog = item.world.catalog()
-        pin = Pin(item.world.catalog_store, ITEM, catalog.version)
+        pin = Pin(item.world.catalog_store, ITEM, catalog.version, "")
         (name,) = item.world.catalog_store.list(f"items/{ITEM}/pins/")
         kept = item.world.catalog_store.get(name)
         item.settle(processor)
@@ -293,7 +293,7 @@ def test_a_reader_whose_store_was_full_pins_as_soon_as_it_can(
 def test_a_pin_stays_until_the_next_but_one_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins_module, "RENEW_SECONDS", 0.001)
     item = Thinned(7)
-    pin = Pin(item.world.catalog_store, ITEM, 5)
+    pin = Pin(item.world.catalog_store, ITEM, 5, "")
     watch = PinWatch(item.world.catalog_store, ITEM, lambda: 0.0)
     wait_until(lambda: any(parsed and parsed[2] > 9 for parsed in map(parse_pin, pins_of(item))))
     assert len(pins_of(item)) in (2, 3)

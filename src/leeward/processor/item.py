@@ -50,6 +50,7 @@ from leeward.replica.catalog import Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk
 from leeward.replica.frame_codec import known_compression
 from leeward.replica.manifest import SegmentRef
+from leeward.replica.pins import PinWatch
 from leeward.replica.segment import BLOCKS, SegmentHeader
 
 BATCH_CUTS_MAX = 32
@@ -113,6 +114,7 @@ class ItemProcessor:
         self._doubted: Mapping[str, frozenset[int]] = {}
         self._late: set[Future[Fetched]] = set()
         self._scrubbed_version: int | None = None
+        self._pins = PinWatch(self._catalog_store, spec.item_id, clock.monotonic)
         self._space = Space(
             self,
             spec.item_id,
@@ -177,6 +179,11 @@ class ItemProcessor:
         with self._lock:
             self._check_not_ended()
             return self._guarded(lambda catalog: self._drop_points(catalog, plan))
+
+    def points_read(self) -> frozenset[str]:
+        """Return the ids of the points that somebody is reading. Used by one thread at a time.
+        Raises: Unavailable, KeyMissing."""
+        return self._pins.points()
 
     def scrub(
         self, *, dry_run: bool = False, is_stopping: Callable[[], bool] = lambda: False

@@ -204,20 +204,20 @@ def open_point(
 ) -> dict[str, PointDisk]:
     """Return every disk of `stores_by_disk` as it was at a recovery point ("latest": the newest).
 
-    The point is pinned until all the disks are closed: what they need is not deleted, even if the
-    point is dropped meanwhile.
+    The point is pinned until all the disks are closed: retention leaves it in the list, and what
+    they need is not deleted even if it is dropped all the same.
     cache_bytes: limit of each disk's frame cache. threads: how many requests one read of a disk
     makes at once. Raises: NotFound for an unknown point or a disk that it lacks; ObjectMissing,
     SegmentCorrupt, Unavailable.
     """
     catalog = Catalog.open(catalog_store, item_id)
-    catalog.find_point(point_id)
+    point = catalog.find_point(point_id)
     if not stores_by_disk:
         return {}
-    pin = Pin(catalog_store, item_id, catalog.version)
+    pin = Pin(catalog_store, item_id, catalog.version, point.id)
     try:
         catalog.refresh()  # what a version names after the pin is there will stay
-        return _open_disks(catalog, stores_by_disk, point_id, pin, cache_bytes, threads)
+        return _open_disks(catalog, stores_by_disk, point.id, pin, cache_bytes, threads)
     except BaseException:
         pin.release()
         raise

@@ -1,4 +1,5 @@
-"""Readers' pins: what a reader of a catalog version needs is not deleted while it reads.
+"""Readers' pins: what a reader of a catalog version needs is not deleted while it reads, and the
+recovery point that it reads stays in the list.
 
 Owns: pin objects, renewing them, and telling which are still renewed. Must not know: what is
 deleted, disks. A reader pins the version it has read and then reads the catalog once more: what a
@@ -13,10 +14,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from leeward.core.errors import LeewardError
+from leeward.core.errors import LeewardError, NotFound, SegmentCorrupt, Unavailable
 from leeward.object_store.store import ObjectStore
 from leeward.observability.log import get_logger
-from leeward.replica.envelope import KIND_PIN, seal_envelope
+from leeward.replica.envelope import (
+    KIND_PIN,
+    parse_envelope,
+    read_small_object,
+    seal_envelope,
+)
 from leeward.replica.layout import parse_pin, pin_name, pins_prefix
 from leeward.replica.sealing import keys_of
 
@@ -31,19 +37,24 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PinBody:
+    """point: id of the recovery point that is read; "" in pins of earlier versions."""
+
     reader: str
+    point: str = ""
 
 
 class Pin:
-    """A reader's word that it reads an item as of a catalog version, renewed by a thread of its own
-    until released. A reader that dies leaves it to expire."""
+    """A reader's word that it reads a recovery point as of a catalog version, renewed by a thread
+    of its own until released. A reader that dies leaves it to expire: whoever takes its place until
+    then finds the point in the list."""
 
-    def __init__(self, store: ObjectStore, item_id: str, version: int) -> None:
+    def __init__(self, store: ObjectStore, item_id: str, version: int, point_id: str) -> None:
         """The pin is there when this returns, unless the store takes nothing: then the reader has
         the grace until a later try succeeds."""
         self._store = store
         self._item_id = item_id
         self._version = version
+        self._point_id = point_id
         self._nonce = secrets.token_hex(8)
         self._renewal = 0
         self._is_failing = False
@@ -72,7 +83,7 @@ class Pin:
 
     def _create(self) -> None:
         name = pin_name(self._item_id, self._version, self._nonce, self._renewal)
-        body = _PinBody(reader=socket.gethostname())
+        body = _PinBody(reader=socket.gethostname(), point=self._point_id)
         try:
             self._store.create(name, seal_envelope(KIND_PIN, 0, body, keys_of(self._store).writing))
         except LeewardError as error:
@@ -110,7 +121,25 @@ class PinWatch:
 
     def versions(self) -> list[int]:
         """Return the version that each reader has pinned; pins that expired are removed.
-        Raises: Unavailable.
+        Raises: Unavailable."""
+        return [version for version, _ in self._living().values()]
+
+    def points(self) -> frozenset[str]:
+        """Return the ids of the points that are being read. Raises: KeyMissing; Unavailable, also
+        for a pin that is damaged: what it holds is not known until it is renewed, or expires."""
+        return frozenset(self._point_of(name) for _, name in self._living().values())
+
+    def _point_of(self, name: str) -> str:
+        try:
+            data = read_small_object(self._store, name)
+            return parse_envelope(data, KIND_PIN, _PinBody, keys_of(self._store))[1].point
+        except NotFound as error:
+            raise Unavailable(f"{name} was renewed while it was read") from error
+        except SegmentCorrupt as error:
+            raise Unavailable(f"{name} is damaged: {error.message}") from error
+
+    def _living(self) -> dict[str, tuple[int, str]]:
+        """Return each reader's version and newest pin, by nonce; pins that expired are removed.
 
         A collector that has just started knows of no renewal: every pin holds for EXPIRY_SECONDS.
         """
@@ -126,8 +155,10 @@ class PinWatch:
             )
         self._seen = newest
         expired = {nonce for nonce, (_, since) in newest.items() if now - since >= EXPIRY_SECONDS}
-        for name, _, nonce, _ in found:
+        living: dict[str, tuple[int, str]] = {}
+        for name, version, nonce, _ in sorted(found, key=lambda pin: pin[3]):
             if nonce in expired:
                 self._store.delete(name)
-        pinned = {nonce: version for _, version, nonce, _ in found if nonce not in expired}
-        return list(pinned.values())
+            else:
+                living[nonce] = version, name
+        return living

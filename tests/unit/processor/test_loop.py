@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from tests.simulation.world import EPOCH, ITEM, Source, World, drain
+from tests.simulation.world import DISKS, EPOCH, ITEM, URLS, HandClock, Source, World, drain
 
 from leeward.core.clock import SystemClock
 from leeward.core.errors import DataIntegrity, Unavailable
@@ -17,9 +17,12 @@ from leeward.processor import garbage, space
 from leeward.processor import loop as loop_module
 from leeward.processor.item import ItemProcessor, StepResult
 from leeward.processor.loop import ItemLoop
+from leeward.replica.disk import PointDisk, open_point
+from leeward.replica.layout import pins_prefix
 from leeward.replica.manifest import cut_name, decode_manifest
+from leeward.replica.pins import EXPIRY_SECONDS, Pin
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 class Running:
@@ -99,6 +102,62 @@ def test_retention_removes_points_and_says_so(
         wanted.append(status.points_added[0].id)
         runner.wait_for(lambda: len(runner.loop.status().points_added) == 2)
     assert [point.sequence for point in world.points()] == [2, 3]
+
+
+def open_oldest(world: World) -> list[PointDisk]:
+    stores = {disk.name: world.stores[URLS[disk.name]] for disk in DISKS}
+    return list(open_point(world.catalog_store, stores, ITEM, world.points()[0].id).values())
+
+
+def test_retention_leaves_a_point_that_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its export may have to start anew, a while after the first has died, and must find it."""
+    monkeypatch.setattr(loop_module, "RETENTION_SECONDS", 0.0)
+    upload(world, Source(1), 3)
+    with world.processor() as processor:
+        drain(processor)
+    newest = world.points()[-1]
+    disks = open_oldest(world)
+    with running(world, lambda points: [point.id for point in points[:-1]]) as runner:
+        runner.wait_for(lambda: len(runner.loop.status().points_added) == 2)
+        for disk in disks:
+            disk.close()
+        runner.wait_for(lambda: len(runner.loop.status().points_added) == 1)
+    assert world.points() == (newest,)
+
+
+def test_a_reader_that_died_holds_its_point_until_its_pin_expires(world: World) -> None:
+    upload(world, Source(1), 3)
+    clock = HandClock()
+    with world.processor(clock=clock) as processor:
+        drain(processor)
+        oldest = world.points()[0].id
+        pin = Pin(world.catalog_store, ITEM, world.catalog().version, oldest)
+        pin._released.set()  # nobody renews it
+        assert processor.points_read() == {oldest}
+        clock.now += EXPIRY_SECONDS - 1
+        assert processor.points_read() == {oldest}
+        clock.now += 2
+        assert processor.points_read() == frozenset()
+    assert world.catalog_store.list(pins_prefix(ITEM)) == []
+
+
+def test_a_damaged_pin_holds_everything_until_it_is_renewed(world: World) -> None:
+    upload(world, Source(1), 2)
+    with world.processor() as processor:
+        drain(processor)
+        pin = Pin(world.catalog_store, ITEM, world.catalog().version, "rp-1")
+        (name,) = world.catalog_store.list(pins_prefix(ITEM))
+        damaged = bytearray(world.catalog_store.get(name))
+        damaged[-1] ^= 1
+        world.catalog_store.delete(name)
+        world.catalog_store.create(name, damaged)
+        with pytest.raises(Unavailable, match=f"{name} is damaged"):
+            processor.points_read()
+        pin.renew()
+        assert processor.points_read() == {"rp-1"}
+        pin.release()
 
 
 def test_sealing_ends_the_loop_without_a_problem(world: World) -> None:
