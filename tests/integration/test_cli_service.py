@@ -109,6 +109,7 @@ def test_policies(quick: Quick) -> None:
         (("recovery-point", "list", "nobody"), 3, "nobody"),
         (("failover", "nobody"), 3, "nobody"),
         (("vm", "create", "east/v", "-g", "rg", "--disk", "d=sa,size=lots"), 2, "lots"),
+        (("recovery-plan", "create", "p", "--file", "/nope.toml"), 2, "cannot read /nope.toml"),
         (("vm", "show", ""), 2, "names nothing"),
         (("policy", "create", "p", "--app-consistent-every", "1s"), 2, "seconds: 1 is neither 0"),
         (("policy", "create", "p", "--bandwidth", "08:00-25:00=1M"), 2, "--bandwidth: '25:00'"),
@@ -184,6 +185,12 @@ def test_node_without_a_token_is_refused(leeward: Installation, tmp_path: Path) 
     )
     assert done.code == 2
     assert "has no token" in done.err
+    done = leeward.run(
+        *("worker", "--region", "east", "--name", "w9", "--service", leeward.url),
+        *("--data-dir", str(tmp_path), "--token-file", str(tmp_path / "nope")),
+    )
+    assert done.code == 2
+    assert "there is no token file" in done.err
 
 
 def test_life_of_a_node(leeward: Installation) -> None:

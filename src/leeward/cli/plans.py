@@ -215,9 +215,11 @@ def _described(file: Path | None, groups: list[str]) -> dict[str, object]:
         raise InvalidRequest("give --file or --group", field="--file")
     if file is None:
         return {"groups": [_group(text) for text in groups]}
-    text = file.read_text()
     try:
+        text = file.read_text(encoding="utf-8")
         read: Any = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {file}: {error.strerror}", field="--file") from error
     except ValueError as error:
         raise InvalidRequest(f"{file}: {error}", field="--file") from error
     if not isinstance(read, dict):

@@ -119,6 +119,12 @@ class NodeHome:
 
         The token file is gone afterwards. Raises: InvalidRequest, Conflict when refused.
         """
+        if token_file and not self.identity.node_id and not Path(token_file).exists():
+            raise InvalidRequest(
+                f"there is no token file {token_file}",
+                field="token_file",
+                hint="`leeward region token REGION > FILE` makes one",
+            )
         pause = 0.2
         while True:
             try:
