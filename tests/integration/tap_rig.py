@@ -14,12 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from tests.integration.sockets import listens
 
-from leeward.core.errors import LeewardError
+from leeward.core.errors import HypervisorRefused, LeewardError
 from leeward.core.units import MIB
 from leeward.mobility.journal import KIND_WRITE, KIND_ZEROES, JournalReader
 from leeward.mobility.tap_client import Tap, TapConfig, stop_watchdog
@@ -34,7 +35,7 @@ _OWN_AREA = 8 * MIB
 _SLOTS = 64
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
     """Return when `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -123,8 +124,19 @@ class StorageDaemon:
         mirror.attach(self.session, disk, tap_socket)
 
     def detach(self) -> None:
+        """Detach every disk from its live tap. A tap that got no processor time for so long that
+        its watchdog let the guest go needs what the refusal asks for: to be resumed first."""
         for disk in self.disks:
+            wait_until(partial(self._is_detached, disk), f"{disk} is detached")
+
+    def _is_detached(self, disk: str) -> bool:
+        try:
             mirror.detach(self.session, disk)
+        except HypervisorRefused:
+            with suppress(HypervisorRefused):  # it has come to its end after all
+                mirror.resume(self.session, disk)
+            return False
+        return True
 
     def is_clean(self) -> bool:
         return all(state.is_clean for state in mirror.inspect(self.session, list(self.disks)))
@@ -139,7 +151,7 @@ class StorageDaemon:
                 mirror.resume(self.session, disk)
             return False
 
-        wait_until(resumed, "mirrors are clean again", seconds=20)
+        wait_until(resumed, "mirrors are clean again")
 
     def content(self, disk: str) -> bytes:
         return (self.root / disk).read_bytes()

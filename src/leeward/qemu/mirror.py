@@ -23,7 +23,7 @@ GRANULARITY_BYTES = 4096
 STOP_SECONDS = 3.0
 """Longest `stop` is waited for: it flushes the guest's disks."""
 ENDED_SECONDS = 10.0
-STANDBY_SECONDS = 1.0
+FAILED_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 
 
@@ -39,12 +39,14 @@ class JobPhase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorState:
-    """One disk's mirror. dirty_bytes: what QEMU knows the tap has missed so far."""
+    """One disk's mirror. dirty_bytes: what QEMU knows the tap has missed so far. has_failed: its
+    tap did not take something; a job that stands by without is drained, and goes on by itself."""
 
     disk: str
     phase: JobPhase
     dirty_bytes: int
     has_tap_node: bool
+    has_failed: bool = False
 
     @property
     def is_clean(self) -> bool:
@@ -81,6 +83,7 @@ def inspect_in(
                 if name in nodes
             ),
             has_tap_node=tap_node(disk) in nodes,
+            has_failed=jobs.get(job_name(disk), {}).get("io-status", "ok") != "ok",
         )
         for disk in disks
     )
@@ -160,10 +163,13 @@ def _start_job(session: QmpSession, disk: str) -> None:
 def resume(session: QmpSession, disk: str) -> None:
     """Have QEMU copy to the tap what it noted that the tap has missed.
 
-    A running job is left alone. It stands by again at once if the tap cannot be reached yet: look,
-    and call again. Raises: HypervisorRefused if there is no job.
+    A running job is left alone, and one that QEMU has paused for a moment to drain the disk. It
+    stands by again at once if the tap cannot be reached yet: look, and call again.
+    Raises: HypervisorRefused if there is no job.
     """
-    if inspect(session, [disk])[0].phase is not JobPhase.RUNNING:
+    state = inspect(session, [disk])[0]
+    is_drained = state.phase is JobPhase.STANDBY and not state.has_failed
+    if state.phase is not JobPhase.RUNNING and not is_drained:
         session.execute("block-job-resume", {"device": job_name(disk)})
 
 
@@ -198,22 +204,26 @@ def _cancel_stopped(session: QmpSession, disk: str) -> None:
             hint="start its tap, resume the job, then detach",
         )
     with _guest_stopped(session):
-        if inspect(session, [disk])[0].phase is not JobPhase.ABSENT:
+        if inspect(session, [disk])[0].phase in (JobPhase.RUNNING, JobPhase.STANDBY):
             session.execute("block-job-cancel", {"device": job_name(disk), "force": True})
             _wait_ended(session, disk)
 
 
 def _wait_ended(session: QmpSession, disk: str) -> None:
-    """Return when the job is no more. QEMU pauses a job that ends while it drains the disk, so
-    only a standby that lasts is a job that cannot end."""
-    seen_running = time.monotonic()
-    deadline = seen_running + ENDED_SECONDS
-    while (phase := inspect(session, [disk])[0].phase) in (JobPhase.RUNNING, JobPhase.STANDBY):
-        now = time.monotonic()
-        if phase is JobPhase.RUNNING:
-            seen_running = now
-        if now - seen_running > STANDBY_SECONDS or now > deadline:
-            raise Unavailable(f"the mirror of disk {disk} does not end: it is in {phase.value}")
+    """Return when the job is no more. QEMU pauses a job that ends for as long as it drains the
+    disk; only one that its tap has failed, and stays so, cannot end."""
+    seen_whole = time.monotonic()
+    deadline = seen_whole + ENDED_SECONDS
+    while True:
+        state, now = inspect(session, [disk])[0], time.monotonic()
+        if state.phase not in (JobPhase.RUNNING, JobPhase.STANDBY):
+            return
+        if not state.has_failed:
+            seen_whole = now
+        if now - seen_whole > FAILED_SECONDS or now > deadline:
+            raise Unavailable(
+                f"the mirror of disk {disk} does not end: it is in {state.phase.value}"
+            )
         time.sleep(_POLL_SECONDS)
 
 

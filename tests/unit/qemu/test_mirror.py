@@ -26,6 +26,8 @@ class Script:
         self.refuse: set[str] = set()
         self.commands: list[str] = []
         self.is_connected = True
+        self.drains = 0
+        """Questions about the job that find it paused after a cancel: QEMU drains the disk."""
 
     def execute(
         self,
@@ -46,11 +48,14 @@ class Script:
         if not self.job:
             return []
         failed = self.job == "standby"
+        if self.job == "paused" and self.drains:
+            self.drains -= 1
+            self.job = self.job if self.drains else "concluded"
         return [
             {
                 "device": "mirror-sys",
                 "status": self.job,
-                "paused": failed,
+                "paused": failed or self.job == "paused",
                 "io-status": "failed" if failed else "ok",
             }
         ]
@@ -85,7 +90,12 @@ class Script:
         if self.job == "standby" and not arguments.get("force"):
             raise HypervisorRefused("The block job is currently paused")
         assert not arguments.get("force") or not self.running, "forced under a running guest"
-        self.job = "concluded"
+        self.job = "paused" if self.drains else "concluded"
+
+    def _block_job_resume(self, _arguments: Mapping[str, Any]) -> None:
+        if self.job != "standby":
+            raise HypervisorRefused("Can't resume a job that was not paused")
+        self.job = "ready"
 
     def _job_dismiss(self, _arguments: Mapping[str, Any]) -> None:
         self.job = ""
@@ -151,6 +161,23 @@ def test_detaching_is_a_soft_cancel() -> None:
     script = Script(job="ready")
     mirror.detach(session(script), "sys")
     assert script.commands == ["block-job-cancel", "job-dismiss", "blockdev-del"]
+
+
+def test_a_job_that_is_paused_while_the_disk_is_drained_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mirror, "FAILED_SECONDS", 0.0)
+    script = Script(job="ready", is_daemon=True)
+    script.drains = 10
+    mirror.detach(session(script), "sys")
+    assert script.commands == ["block-job-cancel", "job-dismiss", "blockdev-del"]
+
+
+def test_only_what_its_tap_has_stopped_is_resumed() -> None:
+    for job, resumed in (("ready", []), ("paused", []), ("standby", ["block-job-resume"])):
+        script = Script(job=job)
+        mirror.resume(session(script), "sys")
+        assert script.commands == resumed
 
 
 def test_a_standing_by_job_is_only_forced_while_the_guest_is_stopped() -> None:
