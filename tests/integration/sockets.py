@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
+
+from leeward.core.errors import Unavailable
+from leeward.qemu.session import QmpSession
+
+OPEN_TRIES = 20
 
 
 def listens(path: Path) -> bool:
@@ -14,3 +20,14 @@ def listens(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def open_monitor(path: Path) -> QmpSession:
+    """Return a session with a QEMU that has just been started, or just been left by another client:
+    for a moment it closes what it accepts, or nobody listens yet."""
+    for _ in range(OPEN_TRIES):
+        try:
+            return QmpSession.connect(path)
+        except Unavailable:
+            time.sleep(0.2)
+    return QmpSession.connect(path)

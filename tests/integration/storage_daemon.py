@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.sockets import listens
+from tests.integration.sockets import listens, open_monitor
 
 from leeward.core.errors import Conflict, LeewardError
 from leeward.nbd.client import NbdClient
@@ -103,7 +103,7 @@ class StorageDaemon:
             if self.process is None or self.process.poll() is not None:
                 raise Conflict("the storage daemon does not run")
             if self._session is None or not self._session.is_connected:
-                self._session = QmpSession.connect(self.qmp_socket)
+                self._session = open_monitor(self.qmp_socket)
             return self._session
 
     def hang_up(self) -> None:

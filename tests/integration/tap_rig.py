@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from tests.integration.sockets import listens
+from tests.integration.sockets import open_monitor
 
 from leeward.core.errors import HypervisorRefused, LeewardError
 from leeward.core.units import MIB
@@ -26,7 +26,6 @@ from leeward.mobility.journal import KIND_WRITE, KIND_ZEROES, JournalReader
 from leeward.mobility.tap_client import Tap, TapConfig, stop_watchdog
 from leeward.nbd.client import NbdClient
 from leeward.qemu import mirror
-from leeward.qemu.session import QmpSession
 
 DISKS = (("sys", 16 * MIB), ("data", 16 * MIB))
 STALL_GUARD_SECONDS = 10.0
@@ -102,8 +101,7 @@ class StorageDaemon:
         command += ["--chardev", chardev, "--monitor", "chardev=qmp"]
         self.process = subprocess.Popen(command)
         try:
-            wait_until(lambda: listens(root / "qmp.sock"), "storage daemon is up")
-            self.session = QmpSession.connect(root / "qmp.sock")
+            self.session = open_monitor(root / "qmp.sock")
         except BaseException:
             self._end()
             raise

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.sockets import listens
+from tests.integration.sockets import open_monitor
 
 from leeward.core.errors import Unavailable
 from leeward.export.hydration import HydrationPlan, Hydrator
@@ -27,7 +27,6 @@ from leeward.export.patience import Patience, PatientDevice
 from leeward.nbd.server import NbdServer
 from leeward.qemu import overlay
 from leeward.qemu.mirror import run_state
-from leeward.qemu.session import QmpSession
 
 pytestmark = pytest.mark.integration
 
@@ -131,8 +130,7 @@ class Machine:
             ],
             stderr=subprocess.DEVNULL,
         )
-        _wait_until(lambda: listens(root / "qmp.sock"))
-        self.session = QmpSession.connect(root / "qmp.sock")
+        self.session = open_monitor(root / "qmp.sock")
         overlay.add_overlay_bitmaps(self.session, ["d"])
         overlay.add_overlay_bitmaps(self.session, ["d"])
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.sockets import listens
+from tests.integration.sockets import open_monitor
 
 from leeward.core.errors import Unavailable
 from leeward.export.hydration import HydrationPlan, Hydrator
@@ -24,7 +24,6 @@ from leeward.nbd.server import NbdServer
 from leeward.qemu.nbd_exports import ensure_nbd_server
 from leeward.qemu.nodes import block_nodes
 from leeward.qemu.overlay import add_overlay_bitmaps, create_overlay, overlay_nodes
-from leeward.qemu.session import QmpSession
 
 pytestmark = pytest.mark.integration
 
@@ -113,10 +112,7 @@ class Machine:
         self._process = subprocess.Popen(
             ["qemu-storage-daemon", *arguments, "--chardev", monitor, "--monitor", "chardev=c"]
         )
-        deadline = time.monotonic() + 10
-        while not listens(directory / "qmp.sock") and time.monotonic() < deadline:
-            time.sleep(0.01)
-        self.session = QmpSession.connect(directory / "qmp.sock")
+        self.session = open_monitor(directory / "qmp.sock")
         self.nbd_socket = directory / "qemu-nbd.sock"
         add_overlay_bitmaps(self.session, list(stores))
         ensure_nbd_server(self.session, self.nbd_socket)

@@ -17,7 +17,7 @@ import pytest
 from bench.far_store import FarProxy
 from bench.image_replica import write_replica
 from tests.contracts.servers import s3_url
-from tests.integration.sockets import listens
+from tests.integration.sockets import open_monitor
 from tests.integration.test_export_boot import boot_sector
 
 from leeward.export.hydration import HydrationPlan, Hydrator
@@ -70,8 +70,7 @@ class Site:
             ],
             stderr=subprocess.DEVNULL,
         )
-        _wait_until(lambda: listens(self.root / "qmp.sock"))
-        self.session = QmpSession.connect(self.root / "qmp.sock")
+        self.session = open_monitor(self.root / "qmp.sock")
         add_overlay_bitmaps(self.session, [DISK])
         self.session.execute("cont")
         return self.session

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.sockets import open_monitor
 from tests.integration.storage_daemon import LoggedWriters, StorageDaemon, wait_until
 
 from leeward.core.errors import HypervisorRefused
@@ -155,8 +156,7 @@ def test_a_real_qemu_is_freed_of_a_dead_tap_by_stopping_the_guest(
     command += ["-blockdev", "driver=raw,node-name=disk-sys,file=file-sys"]
     process = subprocess.Popen(command)
     try:
-        wait_until((root / "qmp").exists, "QEMU is up")
-        session = QmpSession.connect(root / "qmp")
+        session = open_monitor(root / "qmp")
         address = {"type": "unix", "data": {"path": f"{root}/nbd"}}
         session.execute("nbd-server-start", {"addr": address})
         export = {"type": "nbd", "id": "e", "node-name": "disk-sys", "writable": True}
