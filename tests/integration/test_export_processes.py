@@ -11,11 +11,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.integration.sockets import listens
+from tests.simulation.world import HandClock
 
 from leeward.cli.main import run
 from leeward.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
@@ -28,12 +30,19 @@ from leeward.export.offline import (
 )
 from leeward.export.start import ExportHandle, find_export, start_export
 from leeward.fabric.processes import read_pid_file
-from leeward.model.recovery import RecoveryPoint
+from leeward.model.recovery import Consistency, RecoveryPoint, point_id
 from leeward.nbd.client import NbdClient
 from leeward.object_store.file import create_file_store
-from leeward.protocol.fabric import ReplicaDisk
+from leeward.object_store.open import open_store
+from leeward.processor.garbage import GRACE_SECONDS
+from leeward.processor.item import ItemProcessor
+from leeward.protocol.fabric import ProcessingSpec, ReplicaDisk
 from leeward.qemu.overlay import create_overlay, overlay_nodes
-from leeward.replica.synthetic import synthetic_block, write_full_item
+from leeward.recovery_points.retention import plan_retention
+from leeward.replica.catalog import Catalog
+from leeward.replica.catalog_state import AppliedCut, AppliedDisk
+from leeward.replica.layout import make_segment_id
+from leeward.replica.synthetic import synthetic_block, write_full_item, write_full_map
 
 pytestmark = pytest.mark.integration
 
@@ -76,6 +85,78 @@ class Target:
         content = b"".join(blocks) * 2
         path.write_bytes(content[: SIZES[disk]])
         return path
+
+    @contextmanager
+    def guest(self, export: ExportHandle) -> Iterator[Path]:
+        """Yield the socket of a storage daemon that has the system disk as a VM has it, "g"."""
+        overlay = self.root / "overlay.qcow2"
+        create_overlay(overlay, SIZES["system"])
+        arguments = []
+        for node in overlay_nodes("system", overlay, export.socket):
+            arguments += ["--blockdev", json.dumps(node)]
+        socket = self.root / "guest.sock"
+        daemon = subprocess.Popen(
+            [
+                "qemu-storage-daemon",
+                *arguments,
+                *("--nbd-server", f"addr.type=unix,addr.path={socket}"),
+                *("--export", "type=nbd,id=g,node-name=root-system,name=g"),
+            ]
+        )
+        try:
+            _wait_until(lambda: listens(socket))
+            yield socket
+        finally:
+            daemon.terminate()
+            daemon.wait(20)
+
+    def add_points(self, count: int) -> None:
+        """List more points, in which other segments have taken the place of all blocks."""
+        catalog = Catalog.open(self.stores["first"], ITEM)
+        urls = {replica.disk: replica.target_url for replica in self.replicas}
+        for _ in range(count):
+            claim = catalog.take_over(1, owner="synthetic", disk_urls=urls)
+            disks = []
+            for (disk, size), store in zip(SIZES.items(), self.stores.values(), strict=True):
+                map_name = write_full_map(store, ITEM, disk, size, claim, SEGMENTS)
+                ids = tuple(make_segment_id(claim, index) for index in range(SEGMENTS))
+                disks.append(
+                    AppliedDisk(disk=disk, size_bytes=size, checkpoint=map_name, segments=ids)
+                )
+            newest = catalog.newest_cut
+            assert newest is not None
+            cut = AppliedCut(
+                epoch=1,
+                sequence=newest.sequence + 1,
+                manifest_sha256="0" * 64,
+                time_ns=newest.time_ns + 1,
+                consistency=Consistency.CRASH,
+                disks=tuple(disks),
+            )
+            catalog.append_cuts([cut])
+
+    def retain_newest(self) -> list[str]:
+        """Do what a worker does that keeps the newest point alone, ten minutes and more; return
+        the points that are left."""
+        spec = ProcessingSpec(
+            item_id=ITEM,
+            epoch=1,
+            cache_url=create_file_store(self.root / f"cache-{time.time_ns()}").url,
+            catalog_url=self.stores["first"].url,
+            replicas=tuple(self.replicas),
+            tiers=(),
+        )
+        clock = HandClock()
+        processor = ItemProcessor(spec, open_store, clock)
+        try:
+            processor.retire_points(lambda points: plan_retention(points, spec.tiers))
+            for _ in range(2):
+                processor.reclaim(is_thorough=True)
+                clock.now += GRACE_SECONDS
+            processor.reclaim(is_thorough=True)
+            return [point.id for point in processor.points]
+        finally:
+            processor.close()
 
     @property
     def urls(self) -> list[str]:
@@ -195,26 +276,12 @@ def test_a_point_that_is_not_there_leaves_nothing(target: Target) -> None:
 
 def test_killing_server_and_supervisor_gives_qemu_no_error(target: Target) -> None:
     export = target.start()
-    overlay = target.root / "overlay.qcow2"
-    create_overlay(overlay, SIZES["system"])
-    arguments = []
-    for node in overlay_nodes("system", overlay, export.socket):
-        arguments += ["--blockdev", json.dumps(node)]
-    socket = target.root / "guest.sock"
-    daemon = subprocess.Popen(
-        [
-            "qemu-storage-daemon",
-            *arguments,
-            *("--nbd-server", f"addr.type=unix,addr.path={socket}"),
-            *("--export", "type=nbd,id=g,node-name=root-system,name=g"),
-        ]
-    )
     expected = target.raw("system").read_bytes()
     seen: list[bytes] = []
     stopped = threading.Event()
     failures: list[Exception] = []
 
-    def guest() -> None:
+    def guest(socket: Path) -> None:
         try:
             with NbdClient.connect(socket, "g", ()) as client:
                 offset = 0
@@ -228,31 +295,65 @@ def test_killing_server_and_supervisor_gives_qemu_no_error(target: Target) -> No
         except Exception as error:
             failures.append(error)
 
-    try:
-        _wait_until(lambda: listens(socket))
-        reader = threading.Thread(target=guest)
+    with target.guest(export) as socket:
+        reader = threading.Thread(target=guest, args=(socket,))
         reader.start()
-        for _ in range(2):
+        try:
+            for _ in range(2):
+                time.sleep(0.5)
+                server = _server_pid(export)
+                os.kill(server, signal.SIGKILL)
+                _wait_until(partial(_is_replaced, export, server))
             time.sleep(0.5)
-            server = _server_pid(export)
-            os.kill(server, signal.SIGKILL)
-            _wait_until(partial(_is_replaced, export, server))
-        time.sleep(0.5)
+            supervisor = json.loads(export.files.supervisor_pid.read_text())["pid"]
+            os.kill(supervisor, signal.SIGKILL)
+            os.kill(_server_pid(export), signal.SIGKILL)
+            _wait_until(lambda: not export.is_alive())
+            time.sleep(0.3)
+            export.ensure_running()  # what the next agent does
+            time.sleep(0.3)
+        finally:
+            stopped.set()
+        reader.join(60)
+        assert failures == []
+        assert seen == [b"end"]
+
+
+def test_a_killed_export_finds_its_point_again_after_retention_dropped_all_others(
+    target: Target,
+) -> None:
+    """Nothing of the export runs, its pin is gone, garbage is collected: a test VM's storage is
+    what the point said all the same, and once the VM is gone so is the point."""
+    export = target.start()
+    target.add_points(3)
+    store = target.stores["first"]
+    with target.guest(export) as socket:
         supervisor = json.loads(export.files.supervisor_pid.read_text())["pid"]
         os.kill(supervisor, signal.SIGKILL)
         os.kill(_server_pid(export), signal.SIGKILL)
         _wait_until(lambda: not export.is_alive())
-        time.sleep(0.3)
-        export.ensure_running()  # what the next agent does
-        time.sleep(0.3)
-        stopped.set()
-        reader.join(60)
-        assert failures == []
-        assert seen == [b"end"]
-    finally:
-        stopped.set()
-        daemon.terminate()
-        daemon.wait(20)
+        for name in store.list(f"items/{ITEM}/pins/"):
+            store.delete(name)  # nobody has renewed it for long
+        assert target.retain_newest() == [target.point.id, point_id(1, 4)]
+        export.ensure_running()
+        export.wait_open()
+        with NbdClient.connect(socket, "g", ()) as client:
+            expected = target.raw("system").read_bytes()
+            for offset in range(0, SIZES["system"], MIB):
+                assert client.read(offset, MIB) == expected[offset : offset + MIB]
+        export.stop()
+    assert store.list(f"items/{ITEM}/holds/") == []
+    assert target.retain_newest() == [point_id(1, 4)]
+    with pytest.raises(NotFound):
+        target.start()
+
+
+def test_a_store_that_is_away_when_an_export_ends_does_not_keep_it(target: Target) -> None:
+    export = target.start()
+    (target.root / "first").rename(target.root / "gone")
+    export.stop()
+    assert find_export(target.root / "run", target.root / "data", "web-1") is None
+    (target.root / "gone").rename(target.root / "first")
 
 
 def test_a_store_that_is_away_makes_a_reader_wait(target: Target) -> None:

@@ -28,6 +28,9 @@ class ExportConfig:
     item_id: str
     point_id: str
     replicas: tuple[ReplicaDisk, ...]
+    holder: str = ""
+    """The name under which the export holds its point, the same after every restart; "": it holds
+    none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def open_devices(
             stores[replica.disk] = keyed(CachedStore(store, kept))
             bulks[replica.disk] = keyed(CachedStore(store, kept, is_keeping=False))
     catalog_store = open_keyed(config.catalog_url)
-    disks = open_point(catalog_store, stores, config.item_id, config.point_id)
+    disks = open_point(catalog_store, stores, config.item_id, config.point_id, holder=config.holder)
     return {
         name: OpenedDisk(
             disk, disk.beside(bulks[name], cache_bytes=BULK_CACHE_BYTES), close=disk.close

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,12 +23,19 @@ from leeward.core.errors import InvalidRequest, LeewardError
 from leeward.export.config import ExportConfig, ExportFiles, export_files
 from leeward.fabric import processes
 from leeward.nbd.client import NbdClient
+from leeward.object_store.open import open_store
+from leeward.observability.log import get_logger
 from leeward.protocol.fabric import ReplicaDisk
+from leeward.replica.holds import release_holds
 
 OPEN_SECONDS_MAX = 30.0
 """Longest a start waits for the recovery point to open before it says so."""
+RELEASE_SECONDS_MAX = 5.0
+"""Longest a stop waits for a store to take a hold back; it goes on trying meanwhile."""
 BACKLOG = 128
 SERVER_MODULE = "leeward.export.server"
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +81,33 @@ class ExportHandle:
             NbdClient.connect(self.socket, replica.disk, timeout_seconds=timeout_seconds).close()
 
     def stop(self) -> None:
-        """Make it not exist: processes, socket and directory gone. Idempotent."""
+        """Make it not exist: processes, socket and directory gone, its point held no more (a store
+        that is away learns it by the hold's expiry). Idempotent."""
         supervisor = processes.find(self.files.supervisor_pid)
         if supervisor is not None:
             processes.end(supervisor)
         _end_server(self.files)
         self.files.socket.unlink(missing_ok=True)
+        self._release_point()
         shutil.rmtree(self.files.directory, ignore_errors=True)
+
+    def _release_point(self) -> None:
+        try:
+            config = self.config()
+        except (OSError, InvalidRequest):  # stopped before, or cut short by a crash
+            return
+        release = threading.Thread(
+            target=_release_holds, args=(config,), name="release", daemon=True
+        )
+        release.start()
+        release.join(RELEASE_SECONDS_MAX)
+
+
+def _release_holds(config: ExportConfig) -> None:
+    try:
+        release_holds(open_store(config.catalog_url), config.item_id, config.holder)
+    except LeewardError as error:
+        log.warning("point_still_held", item=config.item_id, problem=str(error))
 
 
 def start_export(
@@ -132,6 +160,7 @@ def begin_export(
         item_id=item_id,
         point_id=point_id,
         replicas=tuple(replicas),
+        holder=f"export {export_id}",
     )
     handle = ExportHandle(export_id, files)
     if files.config.exists() and not _serves(handle, config):

@@ -41,6 +41,7 @@ from leeward.processor.compaction import DiskCompaction, compacted_log
 from leeward.processor.digesting import Digesting
 from leeward.processor.drain import ArrivedCut, Cache, ChainHead
 from leeward.processor.garbage import Garbage, Stand
+from leeward.processor.held_points import plan_around_held
 from leeward.processor.scrub import Findings, read_everything
 from leeward.processor.seal import drain_aside, seal_catalog
 from leeward.processor.space import Space
@@ -49,6 +50,7 @@ from leeward.protocol.messages import ScrubReport, SpaceReport
 from leeward.replica.catalog import Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk
 from leeward.replica.frame_codec import known_compression
+from leeward.replica.holds import HoldWatch
 from leeward.replica.manifest import SegmentRef
 from leeward.replica.pins import PinWatch
 from leeward.replica.segment import BLOCKS, SegmentHeader
@@ -115,6 +117,7 @@ class ItemProcessor:
         self._late: set[Future[Fetched]] = set()
         self._scrubbed_version: int | None = None
         self._pins = PinWatch(self._catalog_store, spec.item_id, clock.monotonic)
+        self._holds = HoldWatch(self._catalog_store, spec.item_id, clock.monotonic)
         self._space = Space(
             self,
             spec.item_id,
@@ -180,10 +183,27 @@ class ItemProcessor:
             self._check_not_ended()
             return self._guarded(lambda catalog: self._drop_points(catalog, plan))
 
+    def retire_points(
+        self, plan: Callable[[Sequence[RecoveryPoint]], Sequence[str]]
+    ) -> tuple[str, ...]:
+        """Drop the points whose ids `plan` returns, except those that somebody reads or holds: what
+        a VM was started from must be found when its export starts anew. Return the ids.
+
+        plan: may be called several times. Used by one thread at a time. Raises: as `step`;
+        KeyMissing.
+        """
+
+        def retired(points: Sequence[RecoveryPoint]) -> Sequence[str]:
+            if not plan(points):
+                return ()  # an idle VM asks its stores for nothing
+            return plan_around_held(points, self.points_read(), plan)
+
+        return self.drop_points(retired)
+
     def points_read(self) -> frozenset[str]:
-        """Return the ids of the points that somebody is reading. Used by one thread at a time.
-        Raises: Unavailable, KeyMissing."""
-        return self._pins.points()
+        """Return the ids of the points that somebody is reading, or will read again after a
+        restart. Used by one thread at a time. Raises: Unavailable, KeyMissing."""
+        return self._pins.points() | self._holds.points()
 
     def scrub(
         self, *, dry_run: bool = False, is_stopping: Callable[[], bool] = lambda: False

@@ -257,7 +257,7 @@ class ItemLoop:
         self._failures = 0
         if now >= self._retention_at:
             self._retention_at = now + RETENTION_SECONDS
-            self._processor.drop_points(self._retired)
+            self._processor.retire_points(self._plan_retention)
         self._scrub_when_due(now)
         self._reclaim_when_due(now)
         told, self._points_told = self._points_told, self._processor.points
@@ -273,15 +273,6 @@ class ItemLoop:
             )
         else:
             self._wait_seconds = IDLE_SECONDS
-
-    def _retired(self, points: Sequence[RecoveryPoint]) -> Sequence[str]:
-        """Return the points that no tier wants and nobody reads: what a VM has been started from
-        must still be found when its export has to start anew."""
-        unwanted = self._plan_retention(points)
-        if not unwanted:
-            return ()  # an idle VM asks its stores for nothing
-        read = self._processor.points_read()
-        return [each for each in unwanted if each not in read]
 
     def _failed(self, error: LeewardError) -> None:
         self._failures += 1

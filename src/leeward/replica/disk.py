@@ -21,6 +21,7 @@ from leeward.object_store.store import ObjectStore
 from leeward.replica.block_map import BlockMap, open_checkpoint
 from leeward.replica.catalog import Catalog
 from leeward.replica.frames import FrameKey, FrameReader, frames_of
+from leeward.replica.holds import Hold
 from leeward.replica.layout import segment_name
 from leeward.replica.pins import Pin
 from leeward.replica.segment import BLOCKS, FRAME_BYTES, SegmentTable, read_table
@@ -199,6 +200,7 @@ def open_point(
     item_id: str,
     point_id: str,
     *,
+    holder: str = "",
     cache_bytes: int = CACHE_BYTES,
     threads: int = THREADS,
 ) -> dict[str, PointDisk]:
@@ -206,6 +208,8 @@ def open_point(
 
     The point is pinned until all the disks are closed: retention leaves it in the list, and what
     they need is not deleted even if it is dropped all the same.
+    holder: of whoever will need the point again after a restart; it stays listed until that holder
+    is released (holds.py), also when the disks are closed.
     cache_bytes: limit of each disk's frame cache. threads: how many requests one read of a disk
     makes at once. Raises: NotFound for an unknown point or a disk that it lacks; ObjectMissing,
     SegmentCorrupt, Unavailable.
@@ -214,20 +218,31 @@ def open_point(
     point = catalog.find_point(point_id)
     if not stores_by_disk:
         return {}
-    pin = Pin(catalog_store, item_id, catalog.version, point.id)
+    with ThreadPoolExecutor(1) as aside:  # one wait for a far store, not two
+        held = aside.submit(Hold, catalog_store, item_id, point.id, holder) if holder else None
+        pin = Pin(catalog_store, item_id, catalog.version, point.id)
+    hold = held.result() if held is not None else None
+    let_go = partial(_let_go, pin, hold)
     try:
         catalog.refresh()  # what a version names after the pin is there will stay
-        return _open_disks(catalog, stores_by_disk, point.id, pin, cache_bytes, threads)
+        return _open_disks(catalog, stores_by_disk, point.id, let_go, cache_bytes, threads)
     except BaseException:
-        pin.release()
+        let_go()
         raise
+
+
+def _let_go(pin: Pin, hold: Hold | None) -> None:
+    """Nothing is read any more; the point is held on for whoever comes next."""
+    pin.release()
+    if hold is not None:
+        hold.stop()
 
 
 def _open_disks(
     catalog: Catalog,
     stores_by_disk: Mapping[str, ObjectStore],
     point_id: str,
-    pin: Pin,
+    let_go: Callable[[], None],
     cache_bytes: int,
     threads: int,
 ) -> dict[str, PointDisk]:
@@ -241,7 +256,7 @@ def _open_disks(
     def close(disk: str) -> None:
         is_open.discard(disk)
         if not is_open:
-            pin.release()
+            let_go()
 
     with ThreadPoolExecutor(len(stores_by_disk)) as openers:
         maps = openers.map(

@@ -35,6 +35,7 @@ KIND_REFUSED = b"rfsd"
 KIND_RECORD = b"ctlg"
 KIND_SNAPSHOT = b"snap"
 KIND_PIN = b"pin "
+KIND_HOLD = b"hold"
 KIND_TRACE = b"boot"
 
 _HEADER = struct.Struct("<4sHBB4sIQ")

@@ -100,6 +100,21 @@ def parse_pin(name: str) -> tuple[int, str, int] | None:
     return (int(match[1]), match[2], int(match[3])) if match else None
 
 
+def holds_prefix(item_id: str) -> str:
+    return f"{item_prefix(item_id)}holds/"
+
+
+def hold_name(item_id: str, point_id: str, nonce: str, renewal: int) -> str:
+    """Return the name of a hold: of the recovery point that is held, renewed so often."""
+    return f"{holds_prefix(item_id)}{point_id}-{nonce}-{renewal:08d}"
+
+
+def parse_hold(name: str) -> tuple[str, str, int] | None:
+    """Return (point, nonce, renewal) of a hold's name, None if it is none."""
+    match = re.fullmatch(r".*/holds/(rp-\d{4,}-\d{8,})-([0-9a-f]{16})-(\d{8,})", name)
+    return (match[1], match[2], int(match[3])) if match else None
+
+
 def parse_replica_object(name: str) -> tuple[str, int] | None:
     """Return ("segments" or "maps", claim << NUMBER_BITS | number) of an object of a disk's
     replica, None if the name is none."""

@@ -207,7 +207,7 @@ class Script:
             raise self.next
         return self.next
 
-    def drop_points(self, plan: object) -> tuple[str, ...]:
+    def retire_points(self, plan: object) -> tuple[str, ...]:
         return ()
 
 
