@@ -2,7 +2,8 @@
 
 Owns: whom it calls, where is listened, the way out that is opened to see the check fail. Must not
 know: how a test failover is isolated. The networks it copies have every way out there is: tunnels
-to another host, routing, address translation.
+to another host, routing, address translation. Then the same in a network set aside for tests: its
+packets are in that one and in no other.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def _story(rig: Rig, findings: Findings) -> None:
             rig.run("test-failover-cleanup", "web-1")
             left = _left(rig, inside)
             findings.check("nothing of the test VM is left", not left, ", ".join(left))
+        with findings.part("a test failover into a network set aside for tests"):
+            _check_set_aside(rig, findings, whom, {"world": world})
             item = rig.item()
             findings.check("web-1 was protected all along", item.state is ItemState.PROTECTED)
 
@@ -95,6 +98,30 @@ def _check_isolated(findings: Findings, whom: tuple[Call, ...], seen: Seen) -> N
     unheard = {call.target for call in whom} - set(seen.at("test"))
     findings.check("inside, every call is seen", not unheard, f"{seen.at('test')}")
     findings.check("outside, not a single packet", not seen.elsewhere("test"), f"{seen.frames}")
+
+
+def _check_set_aside(
+    rig: Rig, findings: Findings, whom: tuple[Call, ...], places: dict[str, str]
+) -> None:
+    """The test VM is in the network that is named, at its own address; production's is refused."""
+    refused = rig.try_run("test-failover", "web-1", "--network", "corp-asr")
+    is_refused = refused.code != 0 and "no network set aside for tests" in refused.said
+    findings.check("production's network is refused", is_refused, refused.said)
+    subnet = ("--subnet", "front=10.10.1.0/24")
+    rig.run("network", "create", "lab", *WEST, "--address-space", "10.10.0.0/16", *subnet)
+    address = rehearse(rig, "--network", "lab")
+    test = rig.item().rehearsal
+    assert test is not None, "there is no test VM"
+    lab = namespace_of(test.networks["lab"])
+    seen = listen(rig, whom, address, {**places, "test": lab})
+    inside, outside = seen.at("test"), seen.elsewhere("test")
+    findings.check("its calls are in the network for tests", bool(inside), f"{inside}")
+    findings.check("and nowhere else", not outside, f"{seen.frames}")
+    findings.figures["packets_in_the_test_network"] = float(sum(inside.values()))
+    rig.run("test-failover-cleanup", "web-1")
+    rig.run("network", "delete", "west/lab")
+    left = _left(rig, lab)
+    findings.check("nothing of it is left", not left, ", ".join(left))
 
 
 def listen(rig: Rig, whom: tuple[Call, ...], address: str, places: dict[str, str]) -> Seen:
@@ -117,9 +144,9 @@ def listen(rig: Rig, whom: tuple[Call, ...], address: str, places: dict[str, str
     return seen
 
 
-def rehearse(rig: Rig) -> str:
+def rehearse(rig: Rig, *more: str) -> str:
     """Return where the test VM's guest answers."""
-    said = rig.run("test-failover", "web-1", "--forward", str(GUEST_PORT), "-o", "json")
+    said = rig.run("test-failover", "web-1", "--forward", str(GUEST_PORT), "-o", "json", *more)
     forward = json.loads(said)["result"]["status"]["forwards"][0]
     address = f"{forward['host_address']}:{forward['host_port']}"
     rig.wait("the test VM's guest", lambda: ask(address, "/counter"), seconds=120)

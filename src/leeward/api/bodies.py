@@ -376,6 +376,12 @@ class RehearsalBody(Body):
     forwards: tuple[int, ...] = Field(
         default=(), max_length=64, description="TCP ports of the test VM forwarded on its host"
     )
+    network: str = Field(
+        default="",
+        max_length=130,
+        description="network of the target region set aside for tests, or network/subnet; "
+        '"": isolated copies of its networks',
+    )
 
 
 class ChangePointBody(Body):

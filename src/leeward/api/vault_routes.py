@@ -268,10 +268,15 @@ def start_rehearsal(
     item: NamePart,
     body: bodies.RehearsalBody | None = None,
 ) -> Response:
-    """A test VM is being booted in isolated networks; replication goes on."""
+    """A test VM is being booted, isolated or in a network for tests; replication goes on."""
     wanted = body or bodies.RehearsalBody()
     job = service.rehearsals.start(
-        vault, item, wanted.recovery_point, forwards=wanted.forwards, key=key
+        vault,
+        item,
+        wanted.recovery_point,
+        forwards=wanted.forwards,
+        network=wanted.network,
+        key=key,
     )
     return accepted(job)
 

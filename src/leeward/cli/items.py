@@ -118,7 +118,9 @@ def _readiness(item: ItemView) -> str:
 def _rehearsal(item: ItemView) -> str:
     if item.rehearsal is None:
         return ""
-    return f"from {item.rehearsal.recovery_point}, on host {item.rehearsal.host}"
+    test = item.rehearsal
+    where = f", in network {test.test_network}" if test.nics else ""
+    return f"from {test.recovery_point}, on host {test.host}{where}"
 
 
 @command(app, "update")

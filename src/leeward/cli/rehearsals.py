@@ -38,19 +38,31 @@ def rehearse(
             metavar="PORT",
             min=1,
             max=65535,
-            help="TCP port of the test VM that its host forwards from 127.0.0.1: the only way in, "
-            "and there is none out. May be given several times.",
+            help="TCP port of the test VM that its host forwards from 127.0.0.1: of isolated "
+            "copies the only way in, and there is none out. May be given several times.",
         ),
     ] = None,
+    network: Annotated[
+        str,
+        typer.Option(
+            "--network",
+            metavar="NETWORK[/SUBNET]",
+            help="Network of the target region set aside for tests, instead of isolated copies.",
+        ),
+    ] = "",
     vault: VaultOption = None,
     no_wait: NoWaitOption = False,
 ) -> None:
-    """Boot a test VM from a recovery point, in isolated networks; replication goes on.
+    """Boot a test VM from a recovery point; replication goes on.
+
+    Its networks are isolated copies, unless one set aside for tests is named.
 
     leeward test-failover web-1 --forward 8080
     """
     found = session.client.find_item(item, vault)
-    job = session.client.test_failover(found, recovery_point, forwards=tuple(forward or ()))
+    job = session.client.test_failover(
+        found, recovery_point, forwards=tuple(forward or ()), network=network
+    )
 
     def done() -> str:
         result = session.client.job(job.id).result if job else {}
@@ -59,8 +71,12 @@ def rehearse(
             f"{f.host_address}:{f.host_port} → {f.guest_port}" for f in status.forwards
         )
         reached = f"reachable on its host at {forwards}\n" if forwards else ""
+        where = "isolated"
+        if name := result.get("network"):
+            addresses = from_plain(result.get("addresses", {}), dict[str, str])
+            where = f"in network {name} at {', '.join(addresses.values())}"
         return (
-            f"a test VM of {found.name} runs in {found.target_region}, isolated, from "
+            f"a test VM of {found.name} runs in {found.target_region}, {where}, from "
             f"{result.get('recovery_point')}\n{reached}"
             f"next: `leeward test-failover-cleanup {found.name}`"
         )

@@ -298,10 +298,14 @@ class Client:
         return self._item_verb(item, "undo-commit", {})
 
     def test_failover(
-        self, item: ItemView, recovery_point: str, *, forwards: tuple[int, ...]
+        self, item: ItemView, recovery_point: str, *, forwards: tuple[int, ...], network: str = ""
     ) -> Job | None:
-        """A test VM is being booted from the point, in isolated networks."""
-        body: dict[str, object] = {"recovery_point": recovery_point, "forwards": list(forwards)}
+        """A test VM is being booted from the point, in isolated networks or one for tests."""
+        body: dict[str, object] = {
+            "recovery_point": recovery_point,
+            "forwards": list(forwards),
+            "network": network,
+        }
         return self._item_verb(item, "test-failover", body)
 
     def clean_up_test_failover(self, item: ItemView) -> Job | None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from leeward.core.errors import Conflict, InvalidRequest
 from leeward.model.drills import DrillVerdict
+from leeward.model.resources import NetworkInterface, VirtualMachine
 
 
 class ItemState(Enum):
@@ -253,7 +254,8 @@ class FormerDirection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """A test failover: where its VM runs. networks: target network → id of its isolated copy."""
+    """A test failover: where its VM runs. networks: target network → id of its isolated copy; or
+    the one set aside for tests → its id on the host."""
 
     recovery_point: str
     region: str
@@ -263,6 +265,13 @@ class Rehearsal:
     started_ns: int = 0
     plan: str = ""
     """The recovery plan that is tested, whose test VMs share networks; "": it stands alone."""
+    nics: tuple[NetworkInterface, ...] = ()
+    """Its interfaces, all in one network set aside for tests; (): in isolated copies."""
+
+    @property
+    def test_network(self) -> str:
+        """The network set aside for tests that it is in; "": isolated copies."""
+        return self.nics[0].network if self.nics else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +320,21 @@ class ReplicatedItem:
     """What the newest attempt at an application-consistent point came to; None before the first."""
     last_drill: DrillVerdict | None = None
     """What the last drill that came to an end proved."""
+
+
+def machine_of_test(item: ReplicatedItem, target_vm: VirtualMachine) -> VirtualMachine | None:
+    """Return what occupies a network set aside for tests: the item's test VM, named for people;
+    None while it has none there."""
+    test = item.rehearsal
+    if test is None or not test.nics:
+        return None
+    return replace(
+        target_vm,
+        name=f"test VM of {item.name}",
+        region=test.region,
+        host=test.host,
+        nics=test.nics,
+    )
 
 
 def check_transition(item: ReplicatedItem, following: ItemState) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from leeward.core.errors import NotFound
-from leeward.model.recovery import NetworkMapping, ReplicatedItem
+from leeward.model.recovery import NetworkMapping, ReplicatedItem, machine_of_test
 from leeward.model.resources import (
     AvailabilitySet,
     ResourceGroup,
@@ -69,10 +69,18 @@ class Inventory:
         if region not in self.regions:
             raise NotFound(f"there is no region {region}", field=field)
 
+    @property
+    def test_vms(self) -> tuple[VirtualMachine, ...]:
+        """Return the test VMs in networks set aside for tests, named for people."""
+        found = (machine_of_test(each.item, each.target_vm) for each in self.protected)
+        return tuple(vm for vm in found if vm is not None)
+
     def taken_addresses(self, region: str, network: str) -> dict[str, str]:
-        """Return address → who has it, of VMs that are and of VMs that a failover will make."""
+        """Return address → who has it, of VMs that are, of VMs that a failover will make, and of
+        test VMs."""
         taken = {}
-        for vm in (*self.vms, *(protected.target_vm for protected in self.protected)):
+        targets = (protected.target_vm for protected in self.protected)
+        for vm in (*self.vms, *targets, *self.test_vms):
             for nic in vm.nics:
                 if vm.region == region and nic.network == network and nic.address:
                     taken[nic.address] = vm.name

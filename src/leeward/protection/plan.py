@@ -25,6 +25,7 @@ from leeward.model.resources import (
 from leeward.protection.addresses import check_address, is_in_subnet, next_address
 from leeward.protection.inventory import Inventory
 from leeward.protection.options import NO_AVAILABILITY_SET, ProtectOptions
+from leeward.protection.rehearsal import check_no_test_vm
 from leeward.protection.support import Candidate, SourceCondition, check_support
 
 CREATE = "create"
@@ -240,6 +241,7 @@ class _Planner:
                 source, region=self.target, name=name, resource_group=group, subnets=subnets
             )
             self.new_networks.append(network)
+        check_no_test_vm(inventory, self.target, name, field="target_networks")
         self._map(source_name, name)
         return network
 

@@ -14,6 +14,7 @@ from leeward.model.resources import NetworkInterface, VirtualMachine, VirtualNet
 from leeward.protection.addresses import check_address, is_in_subnet, next_address
 from leeward.protection.inventory import Inventory, Protected
 from leeward.protection.options import NO_AVAILABILITY_SET
+from leeward.protection.rehearsal import check_no_test_vm
 
 CHANGEABLE = frozenset(
     {
@@ -57,6 +58,9 @@ def plan_update(inventory: Inventory, protected: Protected, changes: ItemChanges
             hint="once it is protected again, it can",
         )
     others = tuple(each for each in inventory.protected if each.item.id != item.id)
+    for wanted in changes.target_networks.values():
+        name = wanted.partition("/")[0]
+        check_no_test_vm(inventory, vm.region, name, field="target_networks")
     inventory = replace(inventory, protected=others)
     vm = replace(
         vm,

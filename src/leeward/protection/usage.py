@@ -32,12 +32,14 @@ def users_of_group(inventory: Inventory, region: str, name: str) -> list[str]:
 
 
 def users_of_network(inventory: Inventory, region: str, name: str) -> list[str]:
-    """Return the VMs with an interface in the network, and the items that will have one."""
+    """Return the VMs with an interface in the network, the items that will have one, and the test
+    VMs there."""
 
     def uses(vm: VirtualMachine) -> bool:
         return vm.region == region and any(nic.network == name for nic in vm.nics)
 
-    return _vms_and_items(inventory, uses)
+    users = _vms_and_items(inventory, uses)
+    return users + [vm.name for vm in inventory.test_vms if uses(vm)]
 
 
 def users_of_set(inventory: Inventory, region: str, name: str) -> list[str]:

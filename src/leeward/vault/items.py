@@ -121,6 +121,12 @@ class ItemStore:
         rows = self._connection.execute(sa.select(items).where(items.c.id.in_(list(ids))))
         return {row.id: _record(row) for row in rows}
 
+    def with_test_vm(self, region: str) -> list[ItemRecord]:
+        """Return the items whose test VM is in the region, by id."""
+        where = items.c.body["rehearsal"]["region"].as_string() == region
+        rows = self._connection.execute(sa.select(items).where(where).order_by(items.c.id))
+        return [_record(row) for row in rows]
+
     def replicating(self) -> list[ItemRecord]:
         """Return the items whose state follows the nodes' reports."""
         rows = self._connection.execute(sa.select(items).where(items.c.is_replicating))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from leeward.core.clock import Clock
 from leeward.core.errors import Conflict, Unavailable
+from leeward.model.recovery import machine_of_test
 from leeward.model.resources import StorageAccount, VirtualMachine, VirtualNetwork
 from leeward.protection.health import SILENT_SECONDS
 from leeward.protocol.messages import Role
@@ -95,6 +96,16 @@ class Bench:
                 job_id=job_id,
             )
         )
+
+
+def occupants_of_networks(records: Records, region: str) -> list[VirtualMachine]:
+    """Return what has interfaces in the region's networks: its VMs that are not being deleted, and
+    the test VMs in networks set aside for tests."""
+    tests = (
+        machine_of_test(record.item, record.target_vm)
+        for record in records.items.with_test_vm(region)
+    )
+    return [*machines_in(records, region), *(vm for vm in tests if vm is not None)]
 
 
 def networks_by_name(records: Records, region: str) -> dict[str, VirtualNetwork]:

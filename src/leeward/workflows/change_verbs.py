@@ -20,12 +20,13 @@ from leeward.model.resources import (
 )
 from leeward.protection.addresses import check_network
 from leeward.protection.inventory import Inventory
+from leeward.protection.rehearsal import check_tests_stay_apart
 from leeward.protocol.fabric import VmStatus
 from leeward.protocol.messages import Role, Verb
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.vault.resources import KINDS, R, ResourceState, Stored, as_requested
-from leeward.workflows.bench import Bench, machines_in
+from leeward.workflows.bench import Bench, occupants_of_networks
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
 from leeward.workflows.host_networks import network_order
@@ -100,7 +101,9 @@ class ChangeVerbs:
 
         def prepare(records: Records) -> NetworkChange:
             stored = _read(records, VirtualNetwork, wanted.region, wanted.name, version)
-            _check_subnets(load_inventory(records, [wanted.region]), stored.value, wanted)
+            inventory = load_inventory(records, [wanted.region])
+            _check_subnets(inventory, stored.value, wanted)
+            check_tests_stay_apart(inventory, wanted)
             records.resources.update(stored, value=wanted, requested=as_requested(wanted))
             return NetworkChange(before=stored.value, after=wanted)
 
@@ -119,7 +122,7 @@ class ChangeVerbs:
 
     def _orders(self, network: VirtualNetwork) -> list[Order]:
         with self._bench.vault.read() as records:
-            vms = machines_in(records, network.region)
+            vms = occupants_of_networks(records, network.region)
             hosts = {vm.host for vm in vms if any(nic.network == network.name for nic in vm.nics)}
             return [
                 network_order(self._bench, records, network, agent)
@@ -248,4 +251,5 @@ def _users_of_subnet(inventory: Inventory, network: VirtualNetwork, subnet: Subn
             for protected in inventory.protected
             if uses(protected.target_vm)
         ),
+        *(vm.name for vm in inventory.test_vms if uses(vm)),
     ]

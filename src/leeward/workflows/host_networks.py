@@ -18,7 +18,7 @@ from leeward.protocol.messages import Role, Verb
 from leeward.vault.nodes import NodeRecord
 from leeward.vault.records import Records
 from leeward.vault.resources import ResourceState
-from leeward.workflows.bench import Bench, machines_in
+from leeward.workflows.bench import Bench, occupants_of_networks
 from leeward.workflows.dispatch import Order
 from leeward.workflows.specs import NetworkPlace, network_spec
 from leeward.workflows.ticking import Ticking
@@ -36,7 +36,7 @@ def host_network(
     Raises: Conflict when a subnet joined with a bridge has more hosts than addresses for them.
     """
     agents = records.nodes.listed(role=Role.AGENT, region=network.region)
-    return _spec(bench, network, agent, agents, machines_in(records, network.region))
+    return _spec(bench, network, agent, agents, occupants_of_networks(records, network.region))
 
 
 def network_order(
@@ -103,7 +103,7 @@ class HostNetworks:
             region = network.region
             if region not in by_region:
                 agents = records.nodes.listed(role=Role.AGENT, region=region)
-                by_region[region] = agents, machines_in(records, region)
+                by_region[region] = agents, occupants_of_networks(records, region)
             agents, vms = by_region[region]
             hosts = _hosts_of(network, vms)
             for agent in agents:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from leeward.core.errors import InvalidRequest, NotFound
 from leeward.model.recovery import NetworkMapping
 from leeward.model.resources import VirtualNetwork
+from leeward.protection.rehearsal import check_no_test_vm
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench, check_staying
+from leeward.workflows.inventory import load_inventory
 from leeward.workflows.resource_verbs import mapping_name
 
 
@@ -38,6 +40,12 @@ class MappingVerbs:
         with self._bench.vault.write() as records:
             _check_network(records, mapping.source_region, mapping.source_network, "source_network")
             _check_network(records, mapping.target_region, mapping.target_network, "target_network")
+            inventory = load_inventory(records, (mapping.source_region, mapping.target_region))
+            for region, network, field in (
+                (mapping.source_region, mapping.source_network, "source_network"),
+                (mapping.target_region, mapping.target_network, "target_network"),
+            ):
+                check_no_test_vm(inventory, region, network, field=field)
             for each in (mapping,) if is_one_way else (mapping, _reverse(mapping)):
                 name = mapping_name(each)
                 records.resources.delete(NetworkMapping, "", name)

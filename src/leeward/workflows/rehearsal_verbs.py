@@ -52,19 +52,22 @@ class RehearsalVerbs:
         *,
         forwards: tuple[int, ...] = (),
         together: Together | None = None,
+        network: str = "",
         key: IdempotencyKey | None = None,
     ) -> Job:
-        """Return the job that boots the item's test VM from `wanted`, together with others if so.
+        """Return the job that boots the item's test VM from `wanted`, together with others if so,
+        in a network set aside for tests if one is given.
 
-        Raises: NotFound; Conflict while a test VM is there, or the item is not being replicated;
-        Unavailable when no host of the target region answers. Then nothing has changed.
+        Raises: NotFound; Conflict while a test VM is there, the item is not being replicated, or
+        the network is one of production; Unavailable when no host of the target region answers.
+        Then nothing has changed.
         """
         if len(set(forwards)) < len(forwards) or not all(0 < port < 65536 for port in forwards):
             raise InvalidRequest("forwards: each is a TCP port, none twice", field="forwards")
 
         def prepare(records: Records) -> RehearsalArguments:
             record = records.items.get(vault, name)
-            rehearsal, _ = self._rehearsing.begin(records, record, wanted, together)
+            rehearsal, _ = self._rehearsing.begin(records, record, wanted, together, network)
             return RehearsalArguments(
                 item_id=record.item.id, rehearsal=rehearsal, forwards=forwards
             )
@@ -125,6 +128,8 @@ class RehearsalVerbs:
             "region": rehearsal.region,
             "host": rehearsal.host,
             "recovery_point": rehearsal.recovery_point,
+            "network": rehearsal.test_network,
+            "addresses": {nic.name: nic.address for nic in rehearsal.nics},
             "status": to_plain(status),
         }
 
@@ -144,13 +149,18 @@ class RehearsalVerbs:
         return {}
 
     def _started(self, arguments: RehearsalArguments) -> Json:
+        rehearsal = arguments.rehearsal
+        where = "reachable by nobody outside its networks"
+        if rehearsal.nics:
+            addresses = ", ".join(nic.address for nic in rehearsal.nics)
+            where = f"in network {rehearsal.test_network} at {addresses}"
         with self._bench.vault.write() as records:
             item = records.items.by_id(arguments.item_id).item
             self._bench.record_event(
                 records,
                 item_target(item.name),
                 "item_test_failover",
-                f"the test VM of {item.name} runs in {arguments.rehearsal.region} from "
-                f"{arguments.rehearsal.recovery_point}, reachable by nobody outside its networks",
+                f"the test VM of {item.name} runs in {rehearsal.region} from "
+                f"{rehearsal.recovery_point}, {where}",
             )
         return {}

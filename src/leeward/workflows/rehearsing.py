@@ -3,7 +3,7 @@
 Owns: what a test VM is and that nothing of it is left. Must not know: how a host boots one, what is
 done with it meanwhile. The item goes on being replicated; the test VM lives in networks of its own,
 with the same addresses and no way out: no tunnel to other hosts, no bridge out there, no address
-translation.
+translation. Or, where that is asked for, in a network of the region that is set aside for tests.
 """
 
 from __future__ import annotations
@@ -17,16 +17,26 @@ from leeward.failover.disks import with_all_disks
 from leeward.failover.select import select_point
 from leeward.model.recovery import ItemState, RecoveryPoint, Rehearsal, check_is
 from leeward.model.resources import Outbound, VirtualMachine, VirtualNetwork
+from leeward.protection.rehearsal import plan_test_nics
 from leeward.protocol.fabric import BootSpec, NetworkSpec, VmSpec
 from leeward.protocol.messages import Role, Verb
 from leeward.vault.items import ItemRecord
 from leeward.vault.nodes import NodeRecord
 from leeward.vault.records import Records
-from leeward.workflows.bench import Bench, accounts_by_name, networks_by_name
+from leeward.workflows.bench import Bench, accounts_by_name, check_staying, networks_by_name
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
+from leeward.workflows.host_networks import host_network
+from leeward.workflows.inventory import load_inventory
 from leeward.workflows.monitor import item_target
-from leeward.workflows.specs import NetworkPlace, network_spec, replica_disks, vm_id, vm_spec
+from leeward.workflows.specs import (
+    NetworkPlace,
+    network_id,
+    network_spec,
+    replica_disks,
+    vm_id,
+    vm_spec,
+)
 
 BOOT_SECONDS = 120.0
 _TESTABLE = (ItemState.PROTECTED, ItemState.RESYNCING, ItemState.DEGRADED)
@@ -54,18 +64,22 @@ class Rehearsing:
         record: ItemRecord,
         wanted: str,
         together: Together | None = None,
+        network: str = "",
     ) -> tuple[Rehearsal, RecoveryPoint]:
         """Return where the item's test VM will be and the point it boots from; the item says so
-        from now on. together: with whom; None: it stands alone.
+        from now on. together: with whom; None: it stands alone. network: the one set aside for
+        tests that it is put into, or network/subnet; "": isolated copies of its networks.
 
-        Raises: NotFound; Conflict while a test VM is there, or the item is not being replicated;
-        Unavailable when no host of the target region answers.
+        Raises: NotFound; Conflict while a test VM is there, or the item is not being replicated, or
+        the network is not for tests; Unavailable when no host of the target region answers.
         """
         _check_testable(record)
         damaged = self._bench.live.quarantined(record.worker_id, record.item.id)
         points = [p for p in records.points.listed(record.item.id) if p.id not in damaged]
         point = select_point(points, wanted, item=record.item.name)
         rehearsal = self._plan(records, record, point, together)
+        if network:
+            rehearsal = self._placed(records, record, rehearsal, network)
         records.items.update(replace(record, item=replace(record.item, rehearsal=rehearsal)))
         return rehearsal, point
 
@@ -83,7 +97,9 @@ class Rehearsing:
             agent = self._agent(records, rehearsal)
             networks = networks_by_name(records, rehearsal.region)
             accounts = accounts_by_name(records, rehearsal.region)
-        target_vm = replace(record.target_vm, host=rehearsal.host)
+            set_aside = self._set_aside(records, rehearsal, agent)
+        nics = rehearsal.nics or record.target_vm.nics
+        target_vm = replace(record.target_vm, host=rehearsal.host, nics=nics)
         item, vm = with_all_disks(record.item, target_vm)
         replicas = replica_disks(item, vm, accounts)
         installation = self._bench.installation
@@ -94,8 +110,9 @@ class Rehearsing:
             point_id=rehearsal.recovery_point,
             catalog_url=replicas[0].target_url,
             replicas=replicas,
-            vm=replace(_isolated_vm(machine, vm, rehearsal), forwards=forwards),
-            networks=tuple(
+            vm=replace(_test_vm(machine, vm, rehearsal), forwards=forwards),
+            networks=set_aside
+            or tuple(
                 isolated(installation, networks[name], rehearsal) for name in rehearsal.networks
             ),
             hydrates=hydrates,
@@ -105,13 +122,13 @@ class Rehearsing:
 
     def end_orders(self, rehearsal: Rehearsal) -> list[Order]:
         """Return the order after which nothing of the test VM is left: VM, disks, export, and the
-        networks that no other test VM is in."""
+        networks that no other test VM is in. A network set aside for tests is not the test VM's:
+        it stays on the host while it exists, as it does under any VM."""
         with self._bench.vault.read() as records:
             agent = self._agent(records, rehearsal)
-        arguments: Json = {
-            "vm_id": rehearsal.vm_id,
-            "networks": list(rehearsal.networks.values()),
-        }
+            there = networks_by_name(records, rehearsal.region) if rehearsal.nics else {}
+        networks = [its_id for name, its_id in rehearsal.networks.items() if name not in there]
+        arguments: Json = {"vm_id": rehearsal.vm_id, "networks": networks}
         order = Order(
             node=agent,
             verb=Verb.RECOVERY_DISCARD,
@@ -161,6 +178,25 @@ class Rehearsing:
             plan=together.plan if together else "",
         )
 
+    def _placed(
+        self, records: Records, record: ItemRecord, rehearsal: Rehearsal, network: str
+    ) -> Rehearsal:
+        """Return the test in the network set aside for it. Raises: NotFound, Conflict."""
+        region, name = rehearsal.region, network.partition("/")[0]
+        check_staying(records, VirtualNetwork, region, name)
+        nics = plan_test_nics(load_inventory(records, [region]), record.target_vm, network)
+        known = network_id(self._bench.installation, region, name, rehearsal.host)
+        return replace(rehearsal, networks={name: known}, nics=nics)
+
+    def _set_aside(
+        self, records: Records, rehearsal: Rehearsal, agent: NodeRecord
+    ) -> tuple[NetworkSpec, ...]:
+        """Return the network set aside for tests as its host is told of it, (): isolated copies."""
+        if not rehearsal.nics:
+            return ()
+        network = records.resources.get(VirtualNetwork, rehearsal.region, rehearsal.test_network)
+        return (host_network(self._bench, records, network.value, agent),)
+
     def _agent(self, records: Records, rehearsal: Rehearsal) -> NodeRecord:
         agent = records.nodes.find(Role.AGENT, rehearsal.region, rehearsal.host)
         if agent is None:
@@ -209,8 +245,8 @@ def isolated(installation: str, network: VirtualNetwork, rehearsal: Rehearsal) -
     )
 
 
-def _isolated_vm(spec: VmSpec, vm: VirtualMachine, rehearsal: Rehearsal) -> VmSpec:
-    """Return the VM in its isolated networks, under the test VM's id."""
+def _test_vm(spec: VmSpec, vm: VirtualMachine, rehearsal: Rehearsal) -> VmSpec:
+    """Return the VM in the networks of the test, under the test VM's id."""
     nics = tuple(
         replace(nic, network_id=rehearsal.networks[wanted.network])
         for nic, wanted in zip(spec.nics, vm.nics, strict=True)
