@@ -98,3 +98,31 @@ def test_the_same_calls_stay_inside_and_are_seen_where_there_is_a_way_out(host: 
             seen = capture.end()
         assert set(seen.at("real")) == {each.target for each in CALLS}
         assert set(seen.at("world")) == {CALLS[3].target}, "the real one reaches the outside"
+
+
+def test_calls_in_a_network_set_aside_for_tests_are_in_no_other(host: Rig) -> None:
+    place = NetworkPlace(host="h")
+    real = replace(network_spec(host.tag, REAL, place), network_id=f"t{host.tag}r")
+    lab = replace(REAL, name="lab", outbound=Outbound.NONE)
+    driver = host.driver()
+    specs = {"real": real}
+    for name, network in (
+        ("closed", lab),
+        ("open", replace(lab, outbound=Outbound.NAT)),
+    ):
+        specs[name] = replace(
+            network_spec(host.tag, network, place), network_id=f"t{host.tag}{name[0]}"
+        )
+    for spec in specs.values():
+        driver.apply_network(spec)
+    places = {name: namespace_of(spec.network_id) for name, spec in specs.items()}
+    with ExitStack() as stack:
+        places["world"] = stack.enter_context(outside_world())
+        for name, elsewhere in (("closed", set()), ("open", {CALLS[3].target})):
+            guest = station(stack, specs[name], "front", GUEST)
+            with capturing({**places, "host": ""}, CALLS) as capture:
+                call(guest)
+                seen = capture.end()
+            assert set(seen.at(name)) == {each.target for each in CALLS}
+            assert not seen.at("real"), "production with the same addresses hears nothing"
+            assert set(seen.at("world")) == elsewhere, "what leads out is the network's own setting"
