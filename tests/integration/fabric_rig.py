@@ -22,7 +22,7 @@ from leeward.protocol.fabric import DiskSpec, NetworkSpec, NicSpec, SubnetSpec, 
 from leeward.qemu.machine import Accelerator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GUEST_SECONDS = 150.0
+GUEST_SECONDS = 300.0
 """Until a guest answers: 4 s on an idle machine, much more on a crowded one."""
 
 
@@ -158,7 +158,7 @@ def rig() -> Iterator[Rig]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def ask(port: int, path: str, *, timeout_seconds: float = 30.0) -> dict[str, Any] | None:
+def ask(port: int, path: str, *, timeout_seconds: float = 120.0) -> dict[str, Any] | None:
     """Return the JSON answer of the guest behind `port`, or None if there is none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     try:

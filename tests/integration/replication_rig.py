@@ -215,14 +215,14 @@ class Rig:
         for path in self.places.shm_dir.iterdir():
             shutil.rmtree(path)
 
-    def wait_state(self, state: ReplicationState, *, seconds: float = 20.0) -> None:
+    def wait_state(self, state: ReplicationState, *, seconds: float = 120.0) -> None:
         assert self.replicator is not None
         replicator = self.replicator
         wait_until(
             lambda: replicator.status().state is state, f"state {state.value}", seconds=seconds
         )
 
-    def wait_point(self, *, seconds: float = 20.0) -> int:
+    def wait_point(self, *, seconds: float = 120.0) -> int:
         """Return the sequence of a consistent cut whose mark is later than this call."""
         called = time.time_ns()
         first = self.last_sequence() + 1

@@ -57,7 +57,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """Return the condition's first true value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -161,7 +161,7 @@ class Operator:
     def delete(self, path: str) -> Any:
         return self._checked(self.request("DELETE", path))
 
-    def ended(self, job: Json, seconds: float = 30.0) -> Json:
+    def ended(self, job: Json, seconds: float = 120.0) -> Json:
         """Return the job once it has ended; the service may be away meanwhile."""
 
         def look() -> Json | None:
@@ -173,7 +173,7 @@ class Operator:
         found: Json = wait_for(look, f"the end of {job['verb']}", seconds)
         return found
 
-    def done(self, job: Json, seconds: float = 30.0) -> Json:
+    def done(self, job: Json, seconds: float = 120.0) -> Json:
         """Return the job, which succeeded."""
         ended = self.ended(job, seconds)
         assert ended["state"] == "succeeded", ended

@@ -45,7 +45,7 @@ def test_a_display_is_pictured_and_a_vm_without_one_is_not() -> None:
 
 
 def _screen(driver: QemuDriver) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         screen = driver.view_console("shown").screen
         if screen:

@@ -159,7 +159,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     shutil.rmtree(root)
 
 
-def _wait_until(condition: Callable[[], object], *, seconds: float = 40.0) -> None:
+def _wait_until(condition: Callable[[], object], *, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

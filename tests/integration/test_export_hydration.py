@@ -268,7 +268,7 @@ def test_a_run_with_nothing_left_to_do_ends_the_export(machine: Machine) -> None
     machine.compare({disk: store.content for disk, store in machine.stores.items()})
 
 
-def _wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def _wait_until(condition: Callable[[], bool], *, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -74,9 +74,9 @@ def test_its_answers_over_http_and_its_records_after_a_loss_of_power() -> None:
         assert ask(port, "/write?mb=1000") == {"error": "the data disk is full or failed"}
         assert ask(port, "/write?mb=two") == {"error": "mb is a number"}
         assert ask(port, "/nothing") == {"error": "not found"}
-        # a record that begins after the full disk was cleared makes its being cleared durable too
-        cleared = wait_for_records(port, beyond=before["acknowledged"])
-        last = wait_for_records(port, beyond=cleared["acknowledged"] + 1)
+        # a record that begins after what was written was removed makes its removal durable too
+        removed = wait_for_records(port, beyond=before["acknowledged"])
+        last = wait_for_records(port, beyond=removed["acknowledged"] + 1)
         qemu = processes.identify(status.pid)
         assert qemu is not None
         processes.end(qemu, grace_seconds=0)

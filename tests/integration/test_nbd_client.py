@@ -39,7 +39,7 @@ def qemu(tmp_path: Path) -> Iterator[Path]:
             *("--export", "type=nbd,id=e0,node-name=d0,name=w,writable=on"),
         ]
     )
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while not listens(run / "nbd.sock") and time.monotonic() < deadline:
         time.sleep(0.01)
     yield run / "nbd.sock"

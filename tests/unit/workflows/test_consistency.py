@@ -26,6 +26,7 @@ from leeward.model.recovery import (
 from leeward.model.resources import VirtualMachine
 from leeward.protocol.messages import MeetingCall, MeetingPhase, MeetingWord, Verb
 from leeward.protocol.rebuild import FoundItem, FoundItems
+from leeward.workflows import meetings
 from leeward.workflows.conductor import FAILURES_TOLD
 from leeward.workflows.item_specs import about_item
 
@@ -95,7 +96,10 @@ def add_twin(made: Site) -> None:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """Give a shop whose meetings do not end because the tests' machine is slow."""
+    for limit in ("READY_SECONDS", "HELD_SECONDS", "END_SECONDS"):
+        monkeypatch.setattr(meetings, limit, 100.0)
     with site(tmp_path) as made:
         yield Shop(made)
 
@@ -234,10 +238,14 @@ def called(shop: Shop) -> list[MeetingCall]:
     """Return what the host hears that listens while the conductor looks."""
 
     async def listen() -> list[MeetingCall]:
-        listening = asyncio.create_task(shop.service.meetings.wait_calls(shop.made.source.id, 0.2))
+        listening = asyncio.create_task(shop.service.meetings.wait_calls(shop.made.source.id, 60.0))
         await asyncio.sleep(0.01)
         shop.service.conductor.look_soon()
         await asyncio.to_thread(shop.service.conductor.tick)
+        await asyncio.wait([listening], timeout=0.5)  # whom it called is being woken already
+        if not listening.done():
+            listening.cancel()
+            return []
         return await listening
 
     return asyncio.run(listen())
