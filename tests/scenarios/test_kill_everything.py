@@ -7,6 +7,7 @@ through all of it, so the tests build on each other in the order they stand here
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import threading
@@ -20,11 +21,13 @@ from pathlib import Path
 import pytest
 from demo.poller import ask, bounds_at
 from scenario.checker import read_image
-from scenario.rig import Part, Rig, Witness
+from scenario.rig import PROGRAM, Part, Rig, Witness
 
+from leeward.client.config import load_config
 from leeward.core.errors import Conflict, LeewardError, NotFound
 from leeward.model.recovery import ItemState, Job, JobState, ReplicationState
 from leeward.model.resources import PowerState
+from leeward.workflows.worker_verbs import GONE_SECONDS
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -192,6 +195,43 @@ def test_replication_goes_on_without_the_service(rig: Rig, protected: Witness) -
     rig.wait_protected(since=ended)
     made = [point for point in rig.points() if began + 1 < point.time_ns / 1e9 < ended - 1]
     assert len(made) > PARTITION_SECONDS / 2, "points made meanwhile are missing from the list"
+
+
+@contextmanager
+def another_worker(rig: Rig, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """West has a second worker meanwhile, with a data directory of its own."""
+    token = directory / "token"
+    token.write_text(rig.run("region", "token", "west"))
+    process = subprocess.Popen(
+        [
+            *(*PROGRAM, "worker", "--region", "west", "--name", "spare"),
+            *("--service", load_config(rig.data).url, "--token-file", str(token)),
+        ],
+        env={**os.environ, "LEEWARD_DATA": str(directory / "data")},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_another_worker_takes_over_and_the_first_one_lets_go(
+    rig: Rig, protected: Witness, tmp_path: Path
+) -> None:
+    with another_worker(rig, tmp_path) as spare:
+        with rig.stopped(Part.UP):
+            killed = rig.kill(Part.WORKER, "west")
+            rig.wait_protected(since=killed + GONE_SECONDS, seconds=3 * GONE_SECONDS)
+        rig.wait_pid(Part.WORKER, "west")
+        time.sleep(PARTITION_SECONDS)
+        returned = time.time()
+        rig.wait_protected(since=returned)
+        assert "processed by worker spare in west" in rig.run("event", "list")
+        spare.kill()
+        rig.wait_protected(since=returned + GONE_SECONDS, seconds=3 * GONE_SECONDS)
 
 
 # -- the cache -------------------------------------------------------------------------------------

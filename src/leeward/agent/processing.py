@@ -49,6 +49,8 @@ class LoopPort(Protocol):
     def reclaim(self, *, dry_run: bool) -> SpaceReport: ...
     def status(self) -> ProcessingStatus: ...
     def announce(self, epoch: int, sequence: int) -> None: ...
+    @property
+    def is_alive(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +103,12 @@ class ProcessingNode:
     def __init__(
         self,
         directory: Path,
-        make_loop: Callable[[ProcessingSpec, Callable[[], None]], LoopPort],
+        make_loop: Callable[[ProcessingSpec, bool, Callable[[], None]], LoopPort],
         erase: Callable[[ProcessingSpec], None],
         find_items: Callable[[Sequence[str]], FoundItems],
     ) -> None:
-        """make_loop: (spec, what to call when there are new points). erase: everything stored of
+        """make_loop: (spec, whether it was processed here before and nobody has said since that it
+        still is, what to call when there are new points). erase: everything stored of
         an item is gone. find_items: what the stores of these URLs hold."""
         self._records = Records(directory / "items", ProcessingRecord)
         self._make_loop = make_loop
@@ -133,7 +136,7 @@ class ProcessingNode:
                 threading.Thread(target=self._finish_ending, args=(record,), daemon=True).start()
                 continue
             try:
-                self._add(record)
+                self._add(record, is_resumed=True)
             except LeewardError as error:
                 log.warning("item_not_resumed", item=item_id, error=str(error))
 
@@ -182,7 +185,7 @@ class ProcessingNode:
             known = item.record
             if spec.epoch < max(known.spec.epoch, known.sealed_epoch):
                 raise Fenced(f"epoch {spec.epoch} of {spec.item_id} is over in this worker")
-            if known.spec == spec and not known.sealed_epoch:
+            if known.spec == spec and not known.sealed_epoch and item.loop.is_alive:
                 return
             self._remove(spec.item_id)
         record = ProcessingRecord(spec=spec)
@@ -251,8 +254,8 @@ class ProcessingNode:
 
     # ---
 
-    def _add(self, record: ProcessingRecord) -> None:
-        loop = self._make_loop(record.spec, lambda: self._changed())
+    def _add(self, record: ProcessingRecord, *, is_resumed: bool = False) -> None:
+        loop = self._make_loop(record.spec, is_resumed, lambda: self._changed())
         with self._lock:
             self._items[record.spec.item_id] = _Item(record, loop)
         if not record.sealed_epoch:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 
 from leeward.agent.erasure import erase_item
+from leeward.agent.identity import Identity
 from leeward.agent.processing import ProcessingNode
 from leeward.core.clock import SystemClock
 from leeward.daemons.node import NodeHome, NodeOptions, check_options, run_node, set_environment
@@ -37,14 +39,28 @@ def run_worker(options: NodeOptions) -> None:
     set_environment(options)
     directory = Places(options.data).worker(options.region)
     with NodeHome(directory, Role.WORKER, options) as home:
-        run_node(home, ProcessingNode(home.directory, _loop, _erase, _find), options, stop)
+        loop = partial(_loop, _owner(home.identity))
+        run_node(home, ProcessingNode(home.directory, loop, _erase, _find), options, stop)
 
 
-def _loop(spec: ProcessingSpec, on_change: Callable[[], None]) -> ItemLoop:
+def _owner(identity: Identity) -> str:
+    """Return what tells this worker from every other, one that will bear its name included."""
+    return f"{identity.region}/{identity.name} {sha256(identity.key.encode()).hexdigest()[:12]}"
+
+
+def _loop(
+    owner: str, spec: ProcessingSpec, is_resumed: bool, on_change: Callable[[], None]
+) -> ItemLoop:
     clock = SystemClock()
     return ItemLoop(
         spec,
-        ItemProcessor(spec, partial(open_keyed, key_id=spec.key_id), clock),
+        ItemProcessor(
+            spec,
+            partial(open_keyed, key_id=spec.key_id),
+            clock,
+            owner=owner,
+            is_resumed=is_resumed,
+        ),
         lambda points: plan_retention(points, spec.tiers, group=spec.consistency_group),
         clock,
         on_change=on_change,

@@ -87,11 +87,15 @@ class ItemProcessor:
         clock: Clock,
         *,
         owner: str = "",
+        is_resumed: bool = False,
         copiers: int = 3,
     ) -> None:
+        """owner: who this is, to others. is_resumed: nobody has just said that the item is to be
+        processed here, it was so before; who took it over since keeps it."""
         self._spec = spec
         self._clock = clock
         self._owner = owner
+        self._is_resumed = is_resumed
         cache_store = open_store(spec.cache_url)
         self._cache = Cache(cache_store, spec.item_id, spec.epoch)
         self._digesting = Digesting(cache_store, spec.item_id)
@@ -397,7 +401,9 @@ class ItemProcessor:
             owner=self._owner,
             disk_urls={replica.disk: replica.target_url for replica in self._spec.replicas},
             about=self._spec.about,
+            is_resumed=self._is_resumed,
         )
+        self._is_resumed = False
         self._numbers = Numbers(claim)
         self._forget()
         self._digesting.forget()

@@ -241,17 +241,25 @@ class Catalog:
         owner: str = "",
         disk_urls: Mapping[str, str] | None = None,
         about: Mapping[str, object] | None = None,
+        is_resumed: bool = False,
     ) -> int:
         """Become the item's only owner and return the claim number, never used before: names made
         with it are nobody else's.
 
-        owner: for people. disk_urls: disk → object store URL of its replica, kept for recovery.
-        about: what the item is to the service, kept for making a lost vault anew.
-        Raises: Fenced if the item has a newer epoch; Conflict, Unavailable.
+        owner: who. disk_urls: disk → object store URL of its replica, kept for recovery.
+        about: what the item is to the service, kept for making a lost vault anew. is_resumed: only
+        if the last owner was the same, or has not said who it was.
+        Raises: Fenced if the item has a newer epoch, or another owner where it must not; Conflict,
+        Unavailable.
         """
         for _ in range(_TAKE_OVER_ATTEMPTS):
             self.refresh()
             self._check_epoch(epoch)
+            if is_resumed and self._state.owner not in ("", owner):
+                raise Fenced(
+                    f"item {self.item_id} has been given to {self._state.owner}",
+                    hint="the service says who goes on with it",
+                )
             claim = self._state.claim + 1
             if claim > CLAIM_MAX:
                 raise Conflict(f"item {self.item_id} has used up its claims")

@@ -13,6 +13,7 @@ from leeward.vault.records import Records
 from leeward.vault.resources import ResourceState
 from leeward.workflows.bench import Bench, machines_in
 from leeward.workflows.machine_verbs import check_not_needed, machine_target
+from leeward.workflows.worker_verbs import GONE_SECONDS
 
 
 class NodeVerbs:
@@ -34,7 +35,11 @@ class NodeVerbs:
             if node.role is Role.AGENT:
                 self._forget_machines(records, node, is_wanted=with_vms)
             if any(r.worker_id == node.id for r in records.items.listed(region=node.region)):
-                raise Conflict(f"{node.label} still processes items")
+                raise Conflict(
+                    f"{node.label} still processes items",
+                    hint=f"they go to another worker of {node.region} once it has been silent for "
+                    f"{GONE_SECONDS:g} s: `leeward worker` starts one; try again then",
+                )
             records.commands.delete_of(node.id)
             records.nodes.delete(node.id)
 

@@ -58,6 +58,7 @@ from leeward.workflows.signals import Signals
 from leeward.workflows.space_verbs import SpaceVerbs
 from leeward.workflows.trim_verbs import VM_TRIM, TrimVerbs
 from leeward.workflows.update_verbs import ITEM_UPDATE, UpdateVerbs
+from leeward.workflows.worker_verbs import WORKER_CHANGE, WorkerVerbs
 
 log = get_logger()
 
@@ -100,6 +101,7 @@ class Service:
             self.bench, lambda: self.jobs, self.failovers, self.planned, lambda: self.conductor
         )
         self.updates = UpdateVerbs(self.bench, lambda: self.jobs)
+        self.workers = WorkerVerbs(self.bench, lambda: self.jobs)
         self.policies = PolicyVerbs(self.bench, lambda: self.jobs)
         self.scrubbing = ScrubVerbs(self.bench, lambda: self.jobs)
         self.space = SpaceVerbs(self.bench, lambda: self.jobs)
@@ -184,6 +186,7 @@ class Service:
             GROUP_APPLY: self.consistency.run_apply,
             GROUP_FAILOVER: self.consistency.run_failover,
             ITEM_UPDATE: self.updates.run,
+            WORKER_CHANGE: self.workers.run,
             POLICY_APPLY: self.policies.run,
             "item.scrub": self.scrubbing.run,
             "item.compact": self.space.run,
@@ -193,12 +196,14 @@ class Service:
         }
 
     def _keep_house(self) -> None:
-        """Jobs that could not be started are, drills that are due begin; hourly, old records go."""
+        """Jobs that could not be started are, items whose worker is gone get another, drills that
+        are due begin; hourly, old records go."""
         for turn in count(1):
             if self._stopping.wait(_TAKE_UP_SECONDS):
                 return
             try:
                 self.jobs.take_up()
+                self.workers.tick()
                 self.drill_schedule.tick()
                 if turn % _HOUSEKEEPING_TURNS == 0:
                     self.clean_up()

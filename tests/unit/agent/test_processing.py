@@ -41,12 +41,20 @@ def spec(epoch: int = 1) -> ProcessingSpec:
 class FakeLoop:
     """An item's loop whose points the test decides."""
 
-    def __init__(self, given: ProcessingSpec, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, given: ProcessingSpec, is_resumed: bool, on_change: Callable[[], None]
+    ) -> None:
         self.spec = given
+        self.is_resumed = is_resumed
+        self.has_been_fenced = False
         self.on_change = on_change
         self.points: tuple[RecoveryPoint, ...] = ()
         self.state = "made"
         self.announced = (0, 0)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state == "running" and not self.has_been_fenced
 
     def start(self) -> None:
         self.state = "running"
@@ -89,8 +97,10 @@ class Worker:
         self.changes = 0
 
     def start(self) -> ProcessingNode:
-        def make(given: ProcessingSpec, on_change: Callable[[], None]) -> FakeLoop:
-            self.loops.append(FakeLoop(given, on_change))
+        def make(
+            given: ProcessingSpec, is_resumed: bool, on_change: Callable[[], None]
+        ) -> FakeLoop:
+            self.loops.append(FakeLoop(given, is_resumed, on_change))
             return self.loops[-1]
 
         def note() -> None:
@@ -166,6 +176,23 @@ def test_asked_twice_it_starts_once(worker: Worker) -> None:
     do(node, Verb.PROCESSING_START, spec())
     do(node, Verb.PROCESSING_START, spec())
     assert len(worker.loops) == 1
+
+
+def test_what_was_given_to_another_worker_and_comes_back_starts_anew(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.loops[0].has_been_fenced = True
+    do(node, Verb.PROCESSING_START, spec())
+    assert [loop.state for loop in worker.loops] == ["stopped", "running"]
+
+
+def test_only_what_the_service_has_just_given_is_taken_from_another_worker(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    node.stop()
+    again = worker.start()
+    do(again, Verb.PROCESSING_START, spec(epoch=2))
+    assert [loop.is_resumed for loop in worker.loops] == [False, True, False]
 
 
 def test_new_epoch_replaces_the_old_one(worker: Worker) -> None:

@@ -180,6 +180,22 @@ def test_owner_paused_between_read_and_create_is_fenced(store: FaultyStore) -> N
     assert [reader.vm_config(point) for point in reader.points] == [{"name": "second"}]
 
 
+def test_who_resumes_takes_over_only_from_itself_or_from_nobody_known(
+    store: FaultyStore,
+) -> None:
+    def take_over(owner: str, *, is_resumed: bool) -> None:
+        Catalog.open(store, "web").take_over(1, owner=owner, is_resumed=is_resumed)
+
+    owned(store)  # by an owner that did not say who it was
+    take_over("one", is_resumed=True)
+    take_over("one", is_resumed=True)
+    with pytest.raises(Fenced, match="given to one"):
+        take_over("two", is_resumed=True)
+    take_over("two", is_resumed=False)
+    with pytest.raises(Fenced, match="given to two"):
+        take_over("one", is_resumed=True)
+
+
 def test_older_epoch_is_fenced(store: FaultyStore) -> None:
     catalog = owned(store, epoch=2)
     with pytest.raises(Fenced):

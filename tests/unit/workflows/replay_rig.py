@@ -224,6 +224,12 @@ class Site:
         self.service.monitor.take_status(node, NodeStatus(storage_root="/somewhere"))
         return node
 
+    def enrol_worker(self, name: str) -> NodeRecord:
+        """Return one more worker of west, which has been heard."""
+        node = self._enrol(Role.WORKER, "west", self._stack, name)
+        self.service.monitor.take_status(node, NodeStatus())
+        return node
+
     def mute(self, node: NodeRecord) -> None:
         """The node answers nothing but a boot, which it refuses or carries out."""
         self._muted.add(node.id)

@@ -100,6 +100,16 @@ def _update(made: Site) -> Job:
     return made.service.updates.update("main", "web-1", ItemChanges(vcpus=3))
 
 
+def _change_worker(made: Site) -> Job:
+    protected(made)
+    made.silence(made.worker)
+    made.enrol_worker("n-2")
+    made.service.workers.tick()
+    with made.vault.read() as records:
+        (job_id,) = records.jobs.open_ids(verb="item.change-worker")
+        return records.jobs.get(job_id)
+
+
 def _policy(made: Site) -> Job:
     protected(made)
     made.service.policies.put("main", Policy(name="default", compression="lz4"))
@@ -268,6 +278,7 @@ SUBMIT: dict[str, Callable[[Site], Job]] = {
         at_last, lambda made: made.service.reprotection.reprotect("main", "web-1")
     ),
     "item.update": _update,
+    "item.change-worker": _change_worker,
     "policy.apply": _policy,
     "recovery-plan.run": _plan,
     "recovery-plan.test": _plan_test,
