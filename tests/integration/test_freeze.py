@@ -114,6 +114,24 @@ def test_an_agent_that_dies_while_the_guest_is_frozen_is_not_needed(guest: Guest
         guest.assert_goes_on()
 
 
+def test_agent_and_guard_killed_together_leave_no_guest_frozen(guest: Guest) -> None:
+    guest.hooks(3)
+    before, _ = guest.hooks()
+    with guest.agent(every_seconds=3600) as agent:
+        wait_until(lambda: guest.hooks()[0] > before, "the guest is being frozen", seconds=60)
+        agent.kill()
+        guard = guest.guard_pid()
+        assert guard, "the guard was killed while it froze"
+        os.kill(guard, signal.SIGKILL)
+        agent.wait()
+        guest.assert_goes_on()
+    guest.hooks(0)
+    with guest.replicated() as replicator:  # the next agent finds out, and goes on
+        assert wait_report(replicator).consistency is Consistency.CRASH
+        asked = replicator.freeze(seconds=FREEZE_SECONDS)
+        assert asked.consistency is Consistency.APPLICATION, asked.problem
+
+
 def last_sequence(guest: Guest) -> int:
     names = guest.store.list(f"items/{ITEM}/cuts/")
     return max((int(name.rpartition("-")[2]) for name in names), default=0)

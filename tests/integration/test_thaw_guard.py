@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from tests.integration.storage_daemon import wait_until
 
 from leeward.mobility import link, thaw_guard
 from leeward.mobility.thaw_guard import Guard
@@ -176,3 +182,133 @@ def test_a_guard_that_only_thaws_says_at_once_that_it_is_alive(make: Make) -> No
     channel = make(lambda command: 0)
     channel.guard().thaw({"problem": "the thaw guard died"})
     assert channel.said() == {"problem": "the thaw guard died", "is_over": True}
+
+
+# -------------------------------------------------------------------------- as processes
+
+
+@contextmanager
+def process(channel: Channel, **changes: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the guard as it is run; afterwards neither of its processes is there."""
+    config = channel.result.with_name("config.json")
+    said = {
+        "agent": str(channel.agent),
+        "tap": str(channel.tap),
+        "result": str(channel.result),
+        "freeze_seconds": 60,
+        "thaw_seconds": 60,
+        "silent_seconds": 60,
+        "only_thaw": "",
+    }
+    config.write_text(json.dumps(said | changes))
+    argv = [sys.executable, "-m", "leeward.mobility.thaw_guard", str(config)]
+    with subprocess.Popen(argv, start_new_session=True) as guard:
+        try:
+            yield guard
+            wait_until(lambda: not guards_of(config), "no guard is left", seconds=60)
+        finally:
+            for pid in guards_of(config):
+                os.kill(pid, signal.SIGKILL)
+
+
+def guards_of(config: Path) -> list[int]:
+    """Return the processes that run with that configuration."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and str(config).encode() in (
+                (entry / "cmdline").read_bytes().split(b"\0")
+            ):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def is_over(channel: Channel) -> bool:
+    with suppress(FileNotFoundError):
+        return bool(channel.said()["is_over"])
+    return False
+
+
+def freezing(channel: Channel, times: int = 1) -> bool:
+    return channel.asked.count("freeze") == times
+
+
+def answer_thaws(command: str) -> object:
+    return 2 if command == "thaw" else None  # a hook script holds the freeze up
+
+
+def test_a_guard_and_its_second_process_end_together(make: Make) -> None:
+    channel = make(lambda command: 2)
+    with process(channel) as guard:
+        assert guard.wait(60) == 0
+    assert channel.said()["position"] == 7
+    assert channel.asked == ["freeze", "thaw"]
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "with its group"])
+def test_a_guard_that_is_killed_has_its_guest_thawed_with_no_agent_about(
+    make: Make, group: bool
+) -> None:
+    channel = make(answer_thaws)
+    with process(channel) as guard:
+        wait_until(partial(freezing, channel), "the guest is being frozen", seconds=60)
+        (os.killpg if group else os.kill)(guard.pid, signal.SIGKILL)
+        guard.wait(60)
+        wait_until(partial(is_over, channel), "the guest is thawed", seconds=60)
+    assert channel.asked == ["freeze", "thaw"]
+    assert channel.said() == {"problem": "the thaw guard died", "is_over": True}
+
+
+def test_a_guard_that_hangs_has_its_guest_thawed_with_no_agent_about(make: Make) -> None:
+    channel = make(answer_thaws)
+    with process(channel, silent_seconds=1) as guard:
+        wait_until(lambda: "freeze" in channel.asked or is_over(channel), "a freeze", seconds=60)
+        guard.send_signal(signal.SIGSTOP)
+        assert guard.wait(60) == -signal.SIGKILL
+        wait_until(partial(is_over, channel), "the guest is thawed", seconds=60)
+    assert channel.asked[-1] == "thaw"
+    assert channel.said() == {"problem": "the thaw guard hung", "is_over": True}
+
+
+def test_a_guard_whose_second_process_is_killed_goes_on_alone(make: Make) -> None:
+    frozen = threading.Event()
+
+    def answer(command: str) -> object:
+        assert command != "freeze" or frozen.wait(60)
+        return 2
+
+    channel = make(answer)
+    with process(channel) as guard:
+        wait_until(partial(freezing, channel), "the guest is being frozen", seconds=60)
+        (second,) = set(guards_of(channel.result.with_name("config.json"))) - {guard.pid}
+        os.kill(second, signal.SIGKILL)
+        frozen.set()
+        assert guard.wait(60) == 0
+    assert channel.said()["position"] == 7
+
+
+def test_a_guest_is_not_frozen_without_a_second_process(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = make(lambda command: 2)
+
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(link, "raise_priority", lambda: None)
+    config = channel.result.with_name("config.json")
+    said = {
+        "agent": str(channel.agent),
+        "tap": str(channel.tap),
+        "result": str(channel.result),
+        "freeze_seconds": 1,
+        "thaw_seconds": 1,
+        "only_thaw": "",
+    }
+    config.write_text(json.dumps(said))
+    monkeypatch.setattr(sys, "argv", ["thaw_guard", str(config)])
+    monkeypatch.chdir(config.parent)
+    thaw_guard.main()
+    assert "no second thaw guard could be started" in channel.said()["problem"]
+    assert channel.asked == []

@@ -66,6 +66,7 @@ class ThawGuard:
             "result": str(self._result),
             "freeze_seconds": FREEZE_SECONDS,
             "thaw_seconds": THAW_SECONDS,
+            "silent_seconds": GUARD_SECONDS,
             "only_thaw": "",
         }
         self._spawn(config)

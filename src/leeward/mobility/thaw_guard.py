@@ -2,7 +2,8 @@
 
 Owns: that a guest which may be frozen is thawed, with nobody's help and in bounded time. Must not
 know: cuts, QEMU's monitor, who asked. Standard library only. Run for each application-consistent
-point as `python -m leeward.mobility.thaw_guard CONFIG.json`; its agent may be stopped or killed.
+point as `python -m leeward.mobility.thaw_guard CONFIG.json`; its agent may be stopped or killed,
+and so may the guard: it is two processes, the second of which thaws when the first does not.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from typing import Any
 
 from leeward.mobility import link
 from leeward.mobility.guest_agent import AgentError, AgentGone, AgentRefused, GuestAgent
+from leeward.mobility.standby import Standby, start_standby
 
 SYNC_SECONDS = 3.0
 MARK_SECONDS = 1.0
 """The longest that we keep a frozen guest waiting for a mark; a tap needs a millisecond."""
 INSIST_SECONDS = 5.0
 """How long each further attempt to thaw waits for its answer."""
+SILENT_SECONDS = 30.0
+"""A guard that has said nothing for longer hangs, unless its configuration gives another limit."""
 
 Result = dict[str, Any]
 
@@ -39,6 +43,26 @@ class Guard:
         self._result = Path(config["result"])
         self._freeze_seconds = float(config["freeze_seconds"])
         self._thaw_seconds = float(config["thaw_seconds"])
+        self._silent_seconds = float(config.get("silent_seconds", SILENT_SECONDS))
+        self._standby: Standby | None = None
+
+    def stand_by(self) -> str:
+        """A second process thaws the guest when this one dies or hangs; return why there is none,
+        else ""."""
+        try:
+            self._standby = start_standby(self._take_over, silent_seconds=self._silent_seconds)
+        except OSError as error:
+            return f"no second thaw guard could be started: {error.strerror}"
+        return ""
+
+    def give_up(self, problem: str) -> None:
+        """The guest is not touched, and the result says why."""
+        self._report({"problem": problem}, is_over=True)
+
+    def _take_over(self, problem: str) -> None:
+        self._standby = None
+        _log("guard_replaced", problem=problem)
+        self.thaw({"problem": problem})
 
     def freeze(self) -> None:
         """The guest was frozen, marked and thawed, or is not frozen and the result says why."""
@@ -114,7 +138,16 @@ class Guard:
         return False
 
     def _report(self, result: Result, *, is_over: bool) -> None:
-        """Write the result down, whole or not at all; nobody may want it any more."""
+        """Write the result down, whole or not at all; nobody may want it any more.
+
+        The second process hears first that the guest is thawed: it must not thaw into the next
+        freeze, which can begin as soon as the result is there.
+        """
+        if self._standby is not None and is_over:
+            self._standby.end()
+            self._standby = None
+        elif self._standby is not None:
+            self._standby.beat()
         new = self._result.with_suffix(".new")
         with suppress(FileNotFoundError):
             new.write_text(json.dumps({**result, "is_over": is_over}))
@@ -145,8 +178,11 @@ def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
     os.chdir("/")
     guard = Guard(config)
+    problem = guard.stand_by()
     if config["only_thaw"]:
         guard.thaw({"problem": str(config["only_thaw"])})
+    elif problem:
+        guard.give_up(problem)
     else:
         guard.freeze()
 
