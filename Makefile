@@ -38,7 +38,7 @@ scenario:
 	@$(PYTHON) -m scenario $(NAME)
 
 campaign: setup
-	@$(PYTHON) -m tests.simulation.campaign "$(SEEDS)" "$(MUTANT)"
+	@$(PYTHON) -m tests.simulation.command "$(SEEDS)" "$(MUTANT)"
 
 bench:
 	@scripts/setup $(if $(filter initial-sync,$(or $(BENCH),initial-sync)),restic borgbackup)

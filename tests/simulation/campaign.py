@@ -1,12 +1,11 @@
 """The path at length: seeded stories of many cuts, with faults drawn at random, and a checker.
 
-`python -m tests.simulation.campaign SEEDS [MUTANT]` (`make campaign`). Production code over
-modelled stores, processes and a clock; then real_campaign.py, where nothing is modelled. Every
-story is one item's life: cuts are uploaded, applied and listed while processes die at any store
-operation, replies are lost, requests arrive twice, objects are torn, stores are full, the clock
-steps, the item is sealed for a new epoch, points are dropped, the log is compacted while cuts come
-and readers read, and workers that were replaced or uploaders of an older epoch go on as if nothing
-had happened.
+Production code over modelled stores, processes and a clock; in real_campaign.py nothing is
+modelled, and command.py runs both. Every story is one item's life: cuts are uploaded, applied and
+listed while processes die at any store operation, replies are lost, requests arrive twice, objects
+are torn, stores are full, the clock steps, the item is sealed for a new epoch, points are dropped,
+the log is compacted while cuts come and readers read, and workers that were replaced or uploaders
+of an older epoch go on as if nothing had happened.
 
 Checked after every cut: each listed point is byte for byte what had been written at its time, on
 both disks, and what was opened still reads so; what the source was told is applied is in the
@@ -16,12 +15,9 @@ damaged it; and in the end nothing is stored that nobody needs.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -142,6 +138,7 @@ class Plan(FaultPlan):
 class Tally:
     """What a campaign has seen."""
 
+    stories: int = 0
     cuts: int = 0
     faulted: int = 0
     violations: list[str] = field(default_factory=list)
@@ -435,11 +432,19 @@ def short_distances() -> Iterator[None]:
         yield
 
 
-def run_stories(seeds: range, *, until_violation: bool = False) -> Tally:
-    """Return what the stories of these seeds have shown."""
+def run_stories(
+    seeds: range,
+    *,
+    until_violation: bool = False,
+    is_ending: Callable[[], bool] = lambda: False,
+) -> Tally:
+    """Return what the stories of these seeds have shown, of those that began before the end."""
     tally = Tally()
     with short_distances(), tempfile.TemporaryDirectory(prefix="lwcampaign") as scratch:
         for seed in seeds:
+            if is_ending():
+                break
+            tally.stories += 1
             directory = Path(scratch, str(seed))
             directory.mkdir()
             try:
@@ -454,53 +459,3 @@ def run_stories(seeds: range, *, until_violation: bool = False) -> Tally:
 def be_quiet() -> None:
     """The code under test logs nothing: a campaign prints its findings."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-
-def main() -> int:
-    """Run the campaign, print what it found; 0 if nothing was violated, each mutant caught."""
-    from tests.simulation.mutants import MUTANTS
-    from tests.simulation.real_campaign import RealTally, hunt, run_real
-    from tests.simulation.real_mutants import REAL_MUTANTS
-
-    be_quiet()
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] else SEEDS
-    wanted = sys.argv[2] if len(sys.argv) > 2 else ""
-    if wanted not in ("", "all", *MUTANTS, *REAL_MUTANTS):
-        names = ", ".join([*MUTANTS, *REAL_MUTANTS])
-        print(f"MUTANT: {wanted!r} is none of: all, {names}", file=sys.stderr)
-        return 2
-    began = time.monotonic()
-    tally = Tally() if wanted else run_stories(range(seeds))
-    real = RealTally() if wanted else run_real()
-    planted = [name for name in (*MUTANTS, *REAL_MUTANTS) if wanted in ("all", name)]
-    caught = []
-    for name in planted:
-        found = hunt(name) if name in REAL_MUTANTS else _hunt_in_stories(MUTANTS[name])
-        print(f"{name}: {'caught: ' + found if found else 'NOT CAUGHT'}", flush=True)
-        caught += [name] if found else []
-    violations = [*tally.violations, *real.violations]
-    for violation in violations:
-        print(f"violated: {violation}")
-    metrics = {
-        "cuts": tally.cuts,
-        "fault_share": round(tally.faulted / tally.cuts, 3) if tally.cuts else 0.0,
-        "cuts_real": real.cuts,
-        "faults_real": sum(real.faults.values()),
-        "violations": len(violations),
-        "seeds": 0 if wanted else seeds,
-        "mutants_planted": len(planted),
-        "mutants_caught": len(caught),
-        "wall_s": round(time.monotonic() - began, 1),
-    }
-    print(json.dumps({"campaign": "simulation", "metrics": metrics}))
-    return 0 if not violations and len(caught) == len(planted) else 1
-
-
-def _hunt_in_stories(mutant: Mutant) -> str:
-    with mutant():
-        found = run_stories(range(MUTANT_SEEDS), until_violation=True)
-    return found.violations[0] if found.violations else ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

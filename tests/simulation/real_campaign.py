@@ -143,21 +143,26 @@ def run_real(
     formats: Sequence[str] = ITEM_FORMATS,
     faults: Sequence[Fault] = FAULTS,
     seconds: float = STALL_SECONDS,
+    is_ending: Callable[[], bool] = lambda: False,
 ) -> RealTally:
-    """Return what so many recovery points under so many faults have shown."""
+    """Return what so many recovery points under so many faults have shown, or as many as there were
+    when it was to end."""
     tally, chance = RealTally(), random.Random(seed)
     with ExitStack() as stack:
-        items = [RealItem(seed=seed + number, format=one) for number, one in enumerate(formats)]
-        for item in items:
-            stack.callback(item.close)
+        items: list[RealItem] = []
+        for number, one in enumerate(formats):
+            items.append(RealItem(seed=seed + number, format=one))
+            stack.callback(items[-1].close)
         deadline = time.monotonic() + seconds
         while tally.cuts < points and not any(item.problems for item in items):
+            if is_ending():
+                return tally
             if time.monotonic() > deadline:
                 tally.violations.append(f"only {tally.cuts} points within {seconds:g} s")
                 break
             item = chance.choice(items)
             _disturb(item, chance.choice(faults), chance, tally)
-            _watch(items, item, chance.choice(POINTS_BETWEEN))
+            _watch(items, item, chance.choice(POINTS_BETWEEN), is_ending)
             tally.cuts = sum(item.points_checked for item in items)
         for item in items:
             if not item.problems:
@@ -182,7 +187,7 @@ def receive(seeds: range) -> str:
     return ""
 
 
-def hunt(mutant: str) -> str:
+def hunt(mutant: str, *, is_ending: Callable[[], bool] = lambda: False) -> str:
     """Return what gave the planted defect away, "" if nothing did."""
     if mutant not in HUNTS:
         with REAL_MUTANTS[mutant]():
@@ -191,11 +196,11 @@ def hunt(mutant: str) -> str:
     fault, bytes_per_second = HUNTS[mutant]
     item = RealItem(seed=0, format="raw", bytes_per_second=bytes_per_second, mutant=mutant)
     try:
-        _watch([item], item, 1)
-        while not item.problems and sum(tally.faults.values()) < HUNT_FAULTS:
+        _watch([item], item, 1, is_ending)
+        while not item.problems and sum(tally.faults.values()) < HUNT_FAULTS and not is_ending():
             _disturb(item, fault, chance, tally)
-            _watch([item], item, 2)
-        if not item.problems:
+            _watch([item], item, 2, is_ending)
+        if not item.problems and not is_ending():
             item.finish(seconds=LAST_POINT_SECONDS)
         return item.problems[0] if item.problems else ""
     finally:
@@ -208,13 +213,18 @@ def _disturb(item: RealItem, fault: Fault, chance: random.Random, tally: RealTal
     fault(item, chance)
 
 
-def _watch(items: Sequence[RealItem], disturbed: RealItem, points: int) -> None:
+def _watch(
+    items: Sequence[RealItem],
+    disturbed: RealItem,
+    points: int,
+    is_ending: Callable[[], bool],
+) -> None:
     """Check what comes, until so much has come of the item that was disturbed."""
     deadline, wanted = time.monotonic() + PATIENCE_SECONDS, disturbed.points_checked + points
     while True:
         seen = sum(item.check() for item in items)
         is_enough = disturbed.points_checked >= wanted or any(item.problems for item in items)
-        if is_enough or time.monotonic() > deadline:
+        if is_enough or is_ending() or time.monotonic() > deadline:
             return
         if not seen:
             time.sleep(0.05)
