@@ -252,6 +252,15 @@ def test_an_agent_that_restarts_in_the_initial_sweep_goes_on_with_it(rig: Rig) -
     assert_converges(rig, writers, target)
 
 
+def test_the_first_point_follows_the_sweep_however_rare_cuts_are(rig: Rig) -> None:
+    _, checker = prepared(rig)
+    rig.spec = replace(rig.spec, cut_interval_seconds=3600.0)
+    rig.start()
+    target = rig.target()
+    wait_until(lambda: check_points(target, checker) > 0, "the sweep's point", seconds=60.0)
+    assert target.images == rig.daemon.content()
+
+
 def test_a_resync_whose_agent_was_killed_is_in_nobody_s_way(rig: Rig) -> None:
     writers, checker = prepared(rig)
     writers.start()

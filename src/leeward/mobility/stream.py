@@ -386,6 +386,8 @@ class Stream:
         elif not self._is_settled:
             if capture.settle().is_clean:
                 self._settled_at = self._guarded().tap.journal.position()
+                if self.sweep is not None:
+                    self._portions.hurry()  # its last cut came too early to be a point
             self._note_generation(capture)
         if self._is_settled:
             self._clean_ns = looked_ns
