@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from leeward.core.errors import DataIntegrity
 from leeward.processor import compaction_plan
 from leeward.processor.compaction_plan import (
-    DEAD_SHARE_MIN,
+    DEAD_PERCENT_CHEAP,
+    DEAD_PERCENT_MIN,
     Group,
     LogSegment,
     check_window,
+    percent_to_free,
     plan_window,
     replace_victims,
 )
@@ -119,17 +121,35 @@ def check_figures(window: tuple[LogSegment, ...], plan: compaction_plan.WindowPl
 
 
 @settings(deadline=None, max_examples=100)
-@given(windows)
-def test_victims_are_those_with_much_dead_and_only_those(window: tuple[LogSegment, ...]) -> None:
-    plan = plan_window(window)
+@given(windows, st.integers(0, 100))
+def test_victims_are_those_with_much_dead_and_only_those(
+    window: tuple[LogSegment, ...], percent: int
+) -> None:
+    plan = plan_window(window, dead_percent_min=percent)
     content = content_of(window)
     found = visible([segment.extents for segment in window])
+    candidates, freeable = 0, 0
     for index, segment in enumerate(window):
         live = sum(owner == segment.segment_id for owner, _ in content.values())
         dead = segment.data_blocks - live
-        is_seen = bool((found["layer"] == index).any())
-        expected = not is_seen or (dead > 0 and dead >= DEAD_SHARE_MIN * segment.data_blocks)
+        dead_percent = 100.0
+        if (found["layer"] == index).any():
+            dead_percent = 100 * dead / max(segment.data_blocks, 1)
+        expected = dead_percent >= max(percent, DEAD_PERCENT_MIN)
         assert (segment.segment_id in plan.victims) == expected
+        if dead_percent >= DEAD_PERCENT_MIN:
+            candidates += 1
+            freeable += dead
+    assert (plan.candidates, plan.dead_by_percent.sum()) == (candidates, freeable)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 50), min_size=101, max_size=101), st.integers(-10, 3000))
+def test_the_deadest_go_first_until_enough_is_freed(dead: list[int], wanted: int) -> None:
+    percent = percent_to_free(np.array(dead), wanted)
+    assert DEAD_PERCENT_MIN <= percent <= DEAD_PERCENT_CHEAP
+    assert sum(dead[percent:]) >= wanted or percent == DEAD_PERCENT_MIN
+    assert sum(dead[percent + 1 :]) < wanted or percent == DEAD_PERCENT_CHEAP
 
 
 @settings(deadline=None, max_examples=80)

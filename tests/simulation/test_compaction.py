@@ -46,7 +46,8 @@ EVERY = pytest.mark.parametrize(
 def short_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps come often enough for short logs, and little dead is worth a compaction."""
     monkeypatch.setattr(apply_module, "CHECKPOINT_SEGMENTS", 5)
-    monkeypatch.setattr(compaction_module, "WORTHWHILE_SHARE", 0.01)
+    monkeypatch.setattr(compaction_module, "DEAD_SHARE_MAX", 0.01)
+    monkeypatch.setattr(compaction_module, "DEAD_SHARE_AFTER", 0.0)
 
 
 @dataclass

@@ -8,7 +8,7 @@ steps; item.py makes the result part of the catalog. Killed anywhere it leaves o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -20,13 +20,18 @@ from leeward.object_store.store import ObjectStore, join
 from leeward.observability.log import get_logger
 from leeward.processor.apply import Numbers, is_replay_long
 from leeward.processor.compaction_plan import (
+    DEAD_PERCENT_MIN,
+    DiskFigures,
     Group,
     LogSegment,
     WindowPlan,
     check_maps,
     check_window,
+    figures_of,
+    percent_to_free,
     plan_window,
     replace_victims,
+    sum_figures,
 )
 from leeward.processor.old_blocks import BlockReader
 from leeward.replica.block_map import BlockMap, open_checkpoint
@@ -45,12 +50,17 @@ from leeward.replica.segment import (
 
 MOVED_BYTES_MAX = 512 * MIB
 """Live data that one round writes anew, about, for a disk."""
-WORTHWHILE_SHARE = 0.08
-"""Of a disk's data: less than that dead in victims is left until there is more."""
-WORTHWHILE_SEGMENTS = 256
+DEAD_SHARE_MAX = 0.09
+"""Of a disk's data: with more than that dead there is a round."""
+DEAD_SHARE_AFTER = 0.075
+"""So much dead a round leaves: what lies beyond may be deader, thus cheaper, once windows merge."""
+CROWDED_MAX = 256
+"""With more segments that are too many and too small there is a round as well."""
 EXTENTS_MAX = 1 << 24
 """Extents held in memory at once: a log of more is not compacted."""
 READERS = 8
+_UNREAD = DiskFigures()
+"""Of a window of one cut: nothing is dead in it, and how much it has nobody has asked yet."""
 
 Position = tuple[int, int]
 
@@ -64,16 +74,6 @@ class LogEntry:
     segments: tuple[int, ...]
     checkpoint: str
     is_end: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DiskFigures:
-    """Of a disk's listed segments, in blocks of data. freeable: dead in those worth rewriting."""
-
-    live: int = 0
-    dead: int = 0
-    freeable: int = 0
-    victims: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +173,8 @@ class DiskCompactor:
 
     def survey(self, state: State) -> DiskFigures:
         """Return how much of the disk's log is dead; only windows that have changed are read, and
-        one with a damaged table that something may be seen of is passed over. Raises: Unavailable.
+        one with a damaged table that something may be seen of is passed over. Those of one cut are
+        read, oldest first, only while what is dead seems worth a round. Raises: Unavailable.
         """
         log = log_of(state, self._disk)
         known, self._known = self._known, {}
@@ -181,27 +182,45 @@ class DiskCompactor:
             ids = _ids(log[window])
             figures = known.get(ids)
             if figures is None and _is_one_cut(log[window]):
-                figures = DiskFigures()  # what a cut brings lies side by side
+                figures = _UNREAD  # what a cut brings lies side by side
             if figures is None:
                 figures = self._look_at(log[window])
             self._known[ids] = figures
-        self.figures = _sum(self._known.values())
+        self.figures = sum_figures(self._known.values())
+        for ids, figures in self._known.items():
+            if not self.is_worthwhile():
+                break
+            if figures is _UNREAD:  # the first copy of the disk, perhaps: much to compare with
+                self._known[ids] = DiskFigures(live=self._data_blocks(ids))
+                self.figures = sum_figures([self.figures, self._known[ids]])
         return self.figures
 
+    def _data_blocks(self, ids: Sequence[int]) -> int:
+        """Return how much data these segments have, those with damaged tables none."""
+        with ThreadPoolExecutor(READERS) as readers:
+            found = readers.map(self._try_table, ids)
+            return sum(each.data_blocks for each in found if isinstance(each, LogSegment))
+
     def plan(
-        self, state: State, *, moved_bytes_max: int = MOVED_BYTES_MAX
+        self,
+        state: State,
+        *,
+        is_thorough: bool = False,
+        moved_bytes_max: int = MOVED_BYTES_MAX,
     ) -> dict[int, WindowPlan]:
         """Return what to do in one round, by the windows' first entries in the log. Only windows
-        that the last survey found to have victims. Raises: as `survey`."""
+        that the last survey found to have candidates; unless thorough, only what is cheapest to
+        free, until little enough is dead. Raises: as `survey`."""
         log = log_of(state, self._disk)
         plans: dict[int, WindowPlan] = {}
         blocks = moved_bytes_max // BLOCK
+        percent = DEAD_PERCENT_MIN if is_thorough else self._percent_to_free()
         for window in windows_of(log):
             ids = _ids(log[window])
-            if blocks <= 0 or not self._known.get(ids, DiskFigures()).victims:
+            if blocks <= 0 or not self._known.get(ids, DiskFigures()).candidates:
                 continue
-            plan = self._planned(log[window], blocks)
-            self._known[ids] = _figures(plan)
+            plan = self._planned(log[window], percent, blocks)
+            self._known[ids] = figures_of(plan)
             if plan.victims:
                 plans[window.start] = plan
                 blocks -= plan.moved_blocks
@@ -209,25 +228,35 @@ class DiskCompactor:
 
     def _look_at(self, window: Sequence[LogEntry]) -> DiskFigures:
         try:
-            return _figures(self._planned(window, 1 << 62))
+            return figures_of(self._planned(window, DEAD_PERCENT_MIN, 1 << 62))
         except DataIntegrity as error:
             # Nobody knows what would show if it were left out: the window stays until it changes.
             get_logger().warning("window_not_compacted", disk=self._disk, problem=str(error))
             return DiskFigures()
 
-    def _planned(self, window: Sequence[LogEntry], moved_blocks_max: int) -> WindowPlan:
+    def _planned(
+        self, window: Sequence[LogEntry], dead_percent_min: int, moved_blocks_max: int
+    ) -> WindowPlan:
         self._load(_ids(window))
         return plan_window(
             self._segments(window),
             spared=frozenset(self._spared),
+            dead_percent_min=dead_percent_min,
             moved_blocks_max=moved_blocks_max,
         )
+
+    def _percent_to_free(self) -> int:
+        figures = self.figures
+        left = int(DEAD_SHARE_AFTER * (figures.live + figures.dead))
+        return percent_to_free(figures.dead_by_percent, figures.dead - left)
 
     def is_worthwhile(self) -> bool:
         """Say whether what was last surveyed is worth the maps that have to be written anew."""
         figures = self.figures
-        return figures.victims >= WORTHWHILE_SEGMENTS or figures.freeable > WORTHWHILE_SHARE * (
-            figures.live + figures.dead
+        data = figures.live + figures.dead
+        return figures.crowded >= CROWDED_MAX or (
+            figures.dead > DEAD_SHARE_MAX * data
+            and figures.freeable > (DEAD_SHARE_MAX - DEAD_SHARE_AFTER) * data
         )
 
     def forget(self) -> None:
@@ -466,17 +495,3 @@ def _is_one_cut(entries: Sequence[LogEntry]) -> bool:
 
 def _last_victim(entries: Sequence[LogEntry], plan: WindowPlan) -> Position:
     return next(entry.position for entry in entries if plan.victims[-1] in entry.segments)
-
-
-def _figures(plan: WindowPlan) -> DiskFigures:
-    return DiskFigures(plan.live_blocks, plan.dead_blocks, plan.freed_blocks, len(plan.victims))
-
-
-def _sum(figures: Iterable[DiskFigures]) -> DiskFigures:
-    each = list(figures)
-    return DiskFigures(
-        sum(f.live for f in each),
-        sum(f.dead for f in each),
-        sum(f.freeable for f in each),
-        sum(f.victims for f in each),
-    )

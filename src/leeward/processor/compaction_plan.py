@@ -11,8 +11,8 @@ point does. So each window is planned by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ from leeward.replica.overlay import visible
 from leeward.replica.runs import Indexes
 from leeward.replica.segment import BLOCKS, EXTENT_DTYPE, SEGMENT_DATA_MAX, ZEROES
 
-DEAD_SHARE_MIN = 0.25
+DEAD_PERCENT_MIN = 15
 """A segment of whose data less is dead is left as it is."""
+DEAD_PERCENT_CHEAP = 50
+"""Of a segment with so much dead no more is moved than is freed."""
 SMALL_BYTES = 256 * KIB
-SMALL_COUNT_MIN = 64
+SMALL_COUNT_MIN = 256
 """So many segments of less data in one window become few, whatever is dead of them."""
 GROUP_BLOCKS = SEGMENT_DATA_MAX // BLOCKS
 GROUP_EXTENTS = 1 << 16
@@ -70,8 +72,10 @@ class Group:
 class WindowPlan:
     """victims: the window's segments to be replaced by `groups`, in the order of the log.
 
-    live_blocks, dead_blocks: of all segments' data. moved_blocks: of the victims' live data;
-    freed_blocks: of their dead data.
+    live_blocks, dead_blocks: of all segments' data. moved_blocks: of the victims' live data.
+    candidates: segments that might be victims, whatever else is; crowded: those of them that are
+    too many and too small. dead_by_percent: dead blocks of the candidates, by how much of the
+    segment is dead; of what goes in any case at 100.
     """
 
     victims: tuple[int, ...]
@@ -79,19 +83,39 @@ class WindowPlan:
     live_blocks: int
     dead_blocks: int
     moved_blocks: int
-    freed_blocks: int
+    candidates: int
+    crowded: int
+    dead_by_percent: Indexes
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFigures:
+    """Of a disk's listed segments, in blocks of data. dead_by_percent: dead in those that might be
+    rewritten, by how much of the segment is dead."""
+
+    live: int = 0
+    dead: int = 0
+    candidates: int = 0
+    crowded: int = 0
+    dead_by_percent: Indexes = field(default_factory=lambda: np.zeros(101, np.int64))
+
+    @property
+    def freeable(self) -> int:
+        return int(self.dead_by_percent.sum())
 
 
 def plan_window(
     window: Sequence[LogSegment],
     *,
     spared: frozenset[int] = frozenset(),
+    dead_percent_min: int = DEAD_PERCENT_MIN,
     moved_blocks_max: int = 1 << 62,
 ) -> WindowPlan:
     """Return what to do with a window's segments, oldest first.
 
-    spared: ids of segments that cannot be read, never victims. moved_blocks_max: so much live data
-    is rewritten at most, that of the segments with the most dead first.
+    spared: ids of segments that cannot be read, never victims. dead_percent_min: of a victim, at
+    least. moved_blocks_max: so much live data is rewritten at most, that of the segments with the
+    most dead first.
     """
     runs = visible([segment.extents for segment in window])
     data = np.array([segment.data_blocks for segment in window], np.int64)
@@ -99,8 +123,10 @@ def plan_window(
     live = np.bincount(
         runs["layer"][is_data], runs["count"][is_data], minlength=len(window)
     ).astype(np.int64)
-    is_victim = _victims(runs, data, live)
-    is_victim &= np.array([segment.segment_id not in spared for segment in window], np.bool_)
+    percent, is_crowded = _dead_percent(runs, data, live)
+    is_spared = np.array([segment.segment_id in spared for segment in window], np.bool_)
+    is_candidate = ~is_spared & (percent >= DEAD_PERCENT_MIN)
+    is_victim = is_candidate & (percent >= dead_percent_min)
     is_victim &= _affordable(data, live, is_victim, moved_blocks_max)
     victims = np.flatnonzero(is_victim)
     moving = runs[is_victim[runs["layer"]]]
@@ -110,19 +136,54 @@ def plan_window(
         live_blocks=int(live.sum()),
         dead_blocks=int((data - live).sum()),
         moved_blocks=int(live[victims].sum()),
-        freed_blocks=int((data - live)[victims].sum()),
+        candidates=int(np.count_nonzero(is_candidate)),
+        crowded=int(np.count_nonzero(is_candidate & is_crowded)),
+        dead_by_percent=np.bincount(
+            percent[is_candidate], (data - live)[is_candidate], minlength=101
+        ).astype(np.int64),
     )
 
 
-def _victims(runs: NDArray[np.void], data: Indexes, live: Indexes) -> NDArray[np.bool_]:
+def figures_of(plan: WindowPlan) -> DiskFigures:
+    return DiskFigures(
+        plan.live_blocks,
+        plan.dead_blocks,
+        plan.candidates,
+        plan.crowded,
+        plan.dead_by_percent,
+    )
+
+
+def sum_figures(figures: Iterable[DiskFigures]) -> DiskFigures:
+    each = list(figures)
+    return DiskFigures(
+        sum(f.live for f in each),
+        sum(f.dead for f in each),
+        sum(f.candidates for f in each),
+        sum(f.crowded for f in each),
+        sum((f.dead_by_percent for f in each), np.zeros(101, np.int64)),
+    )
+
+
+def percent_to_free(dead_by_percent: Indexes, blocks: int) -> int:
+    """Return how much of a segment must be dead for it to be a victim, so that so many dead blocks
+    are freed with the least moved: the deadest first, and whatever is cheap."""
+    freed = np.cumsum(dead_by_percent[::-1])[::-1]
+    enough = np.flatnonzero(freed >= blocks)
+    percent = int(enough[-1]) if enough.size else DEAD_PERCENT_MIN
+    return max(DEAD_PERCENT_MIN, min(percent, DEAD_PERCENT_CHEAP))
+
+
+def _dead_percent(
+    runs: NDArray[np.void], data: Indexes, live: Indexes
+) -> tuple[Indexes, NDArray[np.bool_]]:
+    """Return how much of each segment is dead, 100 for what is to go in any case; and which are
+    crowded, so many and so small that few are to be made of them."""
     is_seen = np.bincount(runs["layer"], minlength=len(data)) > 0
-    is_victim: NDArray[np.bool_] = ~is_seen | (data - live > 0) & (
-        data - live >= DEAD_SHARE_MIN * data
-    )
     small = data * BLOCKS < SMALL_BYTES
-    if np.count_nonzero(small) >= SMALL_COUNT_MIN:
-        is_victim |= small
-    return is_victim
+    is_crowded = small & (np.count_nonzero(small) >= SMALL_COUNT_MIN)
+    percent = (data - live) * 100 // np.maximum(data, 1)
+    return np.where(is_seen & ~is_crowded, percent, 100), is_crowded
 
 
 def _affordable(

@@ -117,7 +117,7 @@ class Space:
                 compactor.survey(stand.state)
                 if dry_run or not (is_thorough or compactor.is_worthwhile()):
                     break
-                plans = compactor.plan(stand.state)
+                plans = compactor.plan(stand.state, is_thorough=is_thorough)
                 if not plans:
                     break
                 compaction = compactor.make(
