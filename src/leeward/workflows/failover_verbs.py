@@ -140,7 +140,13 @@ class FailoverVerbs:
             point = plan_change(record.item, points, wanted)
             agent = self._bench.agent_of(records, record.target_vm)
             if not self._bench.is_heard(agent):
-                raise Unavailable(f"{agent.label} does not answer")
+                raise Unavailable(
+                    f"{agent.label} does not answer, and {record.item.target_vm} may run there: "
+                    "started elsewhere it could run twice",
+                    hint="make that host answer; if it is gone for good, `leeward region "
+                    f"forget-node {agent.region} {agent.name} --with-vms`, then `leeward failover "
+                    f"{name}` starts it on another one",
+                )
             item = replace(record.item, state=ItemState.FAILING_OVER, problem="")
             records.items.update(replace(record, item=item, is_hydrated=False))
             return ChangeArguments(item_id=item.id, point=point)

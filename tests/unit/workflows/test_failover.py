@@ -107,6 +107,39 @@ def test_a_host_that_is_gone_for_good_is_forgotten_first(made: Site) -> None:
     assert made.booted_by(other) == 1
 
 
+def test_a_host_lost_after_the_failover_is_forgotten_and_the_vm_starts_on_another(
+    made: Site,
+) -> None:
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    other = made.enrol_target("n-2")
+    made.silence(made.target)
+    made.points.append(replace(made.points[0], id="rp-1-9", sequence=9))
+    made.say()
+    made.silence(made.target)
+    with pytest.raises(Unavailable, match="could run twice") as refused:
+        made.service.failovers.change("main", "web-1", "rp-1-9")
+    assert "forget-node west n-1 --with-vms" in (refused.value.hint or "")
+    with pytest.raises(Conflict, match="still has virtual machines"):
+        made.service.nodes.forget(made.target.id)
+    assert item(made).state is ItemState.FAILED_OVER
+    made.service.nodes.forget(made.target.id, with_vms=True)
+    assert item(made).state is ItemState.DEGRADED
+    assert "is gone for good; fail over again" in item(made).problem
+    made.service.monitor.tick()
+    assert "is gone for good" in item(made).problem, "it is not followed as if it replicated"
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    assert made.booted_by(other) == 1
+    assert item(made).state is ItemState.FAILED_OVER
+
+
+def test_what_is_committed_is_not_lost_with_its_host_unasked(made: Site) -> None:
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    assert made.run(made.service.failovers.commit("main", "web-1")).state is JobState.SUCCEEDED
+    made.silence(made.target)
+    with pytest.raises(Conflict, match="belongs to item web-1"):
+        made.service.nodes.forget(made.target.id, with_vms=True)
+
+
 def test_a_host_that_said_it_is_clean_binds_nobody(made: Site) -> None:
     made.refuse[Verb.RECOVERY_BOOT] = HypervisorRefused("no memory")
     made.run(failover(made))
