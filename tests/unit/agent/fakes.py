@@ -181,7 +181,7 @@ class FakeReplicator:
         )
 
     def stop(self, *, detach: bool) -> None:
-        if self.refuse_stop:
+        if self.refuse_stop and detach:
             raise self.refuse_stop
         self._calls.append(f"{'detach' if detach else 'leave'} {self.spec.item_id}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,18 +28,23 @@ class Host:
         self.driver.vms["web-1"] = PowerState.RUNNING
         self.calls = self.driver.calls
         self.made: list[FakeReplicator] = []
+        self.agents: list[Replications] = []
 
     def agent(self) -> Replications:
         def make(spec: ReplicationSpec, _on_news: Callable[[], None]) -> FakeReplicator:
             self.made.append(FakeReplicator(spec, self.calls))
             return self.made[-1]
 
-        return Replications(self.driver, self._directory, make)
+        self.agents.append(Replications(self.driver, self._directory, make))
+        return self.agents[-1]
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    for agent in host.agents:  # what could not be stopped is tried again until then
+        agent.shut_down()
 
 
 def test_asked_twice_it_starts_once(host: Host) -> None:
