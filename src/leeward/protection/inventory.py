@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leeward.core.errors import NotFound
+from leeward.core.errors import Conflict, NotFound
 from leeward.model.recovery import NetworkMapping, ReplicatedItem, machine_of_test
 from leeward.model.resources import (
     AvailabilitySet,
@@ -85,6 +85,22 @@ class Inventory:
                 if vm.region == region and nic.network == network and nic.address:
                     taken[nic.address] = vm.name
         return taken
+
+    def check_mac(self, region: str, network: str, mac: str, *, vm: str, field: str) -> None:
+        """Return if VM `vm` may have that MAC address in the network, on whichever host of the
+        region: no other VM that is, or that a failover will make, has it there. Raises: Conflict.
+        """
+        targets = (protected.target_vm for protected in self.protected)
+        for other in (*self.vms, *targets, *self.test_vms):
+            if other.region != region or other.name == vm:
+                continue
+            if any((nic.network, nic.mac) == (network, mac) for nic in other.nics):
+                raise Conflict(
+                    f"MAC address {mac} belongs to {other.name} in network {network} of region "
+                    f"{region}",
+                    field=field,
+                    hint="two VMs of a network need different ones",
+                )
 
 
 _R = TypeVar("_R", ResourceGroup, VirtualNetwork, StorageAccount, AvailabilitySet, VirtualMachine)

@@ -131,7 +131,7 @@ class _Planner:
         availability_set = self._availability_set(vm, group)
         cache_region, cache = self._cache_account(vm)
         disks = tuple(self._disk(disk, group) for disk in included)
-        nics = self._nics(vm, networks)
+        nics = self._nics(vm, networks, name)
         target_vm = VirtualMachine(
             region=self.target,
             name=name,
@@ -336,7 +336,7 @@ class _Planner:
         return DiskMapping(disk=disk.name, source_account=disk.storage_account, target_account=name)
 
     def _nics(
-        self, vm: VirtualMachine, networks: dict[str, VirtualNetwork]
+        self, vm: VirtualMachine, networks: dict[str, VirtualNetwork], target_name: str
     ) -> tuple[PlannedNic, ...]:
         taken = {
             network.name: self.inventory.taken_addresses(self.target, network.name)
@@ -348,6 +348,9 @@ class _Planner:
             subnet = _target_subnet(network, nic.subnet)
             address = self._address(nic, subnet, taken[network.name])
             taken[network.name][address] = vm.name
+            self.inventory.check_mac(
+                self.target, network.name, nic.mac, vm=target_name, field="target_networks"
+            )
             planned.append(
                 PlannedNic(
                     name=nic.name,

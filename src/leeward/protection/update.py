@@ -137,6 +137,10 @@ def _nics(
     made = []
     for nic in vm.nics:
         moved = _moved(inventory, vm.region, nic, changes.target_networks.get(nic.name, ""))
+        if moved.network != nic.network:
+            inventory.check_mac(
+                vm.region, moved.network, nic.mac, vm=vm.name, field="target_networks"
+            )
         if moved.network not in taken:
             taken[moved.network] = inventory.taken_addresses(vm.region, moved.network)
         mine = _addressed(inventory, vm.region, moved, changes, taken[moved.network])

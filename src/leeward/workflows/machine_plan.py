@@ -34,6 +34,10 @@ def plan_machine(inventory: Inventory, vm: VirtualMachine) -> VirtualMachine:
             f"there is no availability set {vm.availability_set} in region {vm.region}",
             field="availability_set",
         )
+    if vm.firmware != "bios":
+        raise InvalidRequest(
+            f"firmware {vm.firmware!r} is on no host", field="firmware", hint="bios"
+        )
     _check_unique([disk.name for disk in vm.disks], "disks")
     _check_unique([nic.name for nic in vm.nics], "nics")
     _check_forwards(vm)
@@ -104,6 +108,7 @@ def _nics(inventory: Inventory, vm: VirtualMachine) -> tuple[NetworkInterface, .
         address = nic.address or next_address(subnet, here)
         here[address] = vm.name
         mac = nic.mac or new_mac(vm.region, vm.name, nic.name)
+        inventory.check_mac(vm.region, nic.network, mac, vm=vm.name, field="nics")
         planned.append(replace(nic, address=address, mac=mac))
     _check_macs(planned)
     return tuple(planned)

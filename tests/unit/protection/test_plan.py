@@ -170,7 +170,7 @@ def test_the_next_vm_reuses_what_the_first_one_made() -> None:
 
 
 def test_an_address_taken_in_the_target_gives_way_to_the_next_free_one() -> None:
-    here = replace(VM.nics[0], network="corp-asr", address="10.1.1.9")
+    here = replace(VM.nics[0], network="corp-asr", address="10.1.1.9", mac="52:54:00:00:00:04")
     other = replace(VM, region="west", name="other", nics=(here,), host="h")
     inventory = replace(
         INVENTORY,
@@ -181,6 +181,19 @@ def test_an_address_taken_in_the_target_gives_way_to_the_next_free_one() -> None
         "10.1.1.4",
         "10.1.2.9",
     ]
+
+
+def test_a_mac_that_a_vm_of_the_target_has_is_refused_on_whichever_host() -> None:
+    here = replace(VM.nics[0], network="corp-asr", address="10.1.1.77")
+    other = replace(VM, region="west", name="other", nics=(here,), host="h")
+    site = replace(
+        INVENTORY,
+        vms=(VM, other),
+        networks=(NETWORK, replace(NETWORK, region="west", name="corp-asr")),
+    )
+    with pytest.raises(Conflict, match="52:54:00:00:00:01 belongs to other in network") as refused:
+        plan(inventory=site)
+    assert refused.value.field == "target_networks"
 
 
 def test_choices_overrule_defaults() -> None:

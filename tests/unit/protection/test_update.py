@@ -85,6 +85,14 @@ def test_a_taken_name_and_address_are_refused() -> None:
         plan_update(site, ITEM, ItemChanges(target_vm="db-1"))
 
 
+def test_a_network_where_its_mac_is_taken_is_refused() -> None:
+    there = replace(NIC, network="dr", subnet="a", address="10.9.1.7")
+    vm = replace(ITEM.target_vm, name="other", nics=(there,), host="another")
+    site = replace(SITE, vms=(*SITE.vms, vm))
+    with pytest.raises(Conflict, match=f"{NIC.mac} belongs to other in network dr"):
+        plan_update(site, ITEM, ItemChanges(target_networks={NIC.name: "dr"}))
+
+
 @pytest.mark.parametrize("state", sorted(set(ItemState) - CHANGEABLE, key=str))
 def test_it_is_no_time_for_it(state: ItemState) -> None:
     moved = replace(ITEM, item=replace(ITEM.item, state=state))

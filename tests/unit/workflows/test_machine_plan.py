@@ -48,7 +48,8 @@ INVENTORY = Inventory(
             region="east",
             name="other",
             resource_group="rg",
-            nics=(replace(NIC, address="10.0.1.4"),),
+            nics=(replace(NIC, address="10.0.1.4", mac="52:54:00:00:00:04"),),
+            host="another",
         ),
     ),
 )
@@ -76,6 +77,12 @@ REFUSALS: dict[str, tuple[VirtualMachine, type[LeewardError], str]] = {
         InvalidRequest,
         "nics",
     ),
+    "MAC of a VM on another host": (
+        replace(VM, nics=(replace(NIC, mac="52:54:00:00:00:04"),)),
+        Conflict,
+        "nics",
+    ),
+    "firmware": (replace(VM, firmware="uefi"), InvalidRequest, "firmware"),
     "bad MAC": (replace(VM, nics=(replace(NIC, mac="x"),)), InvalidRequest, "nics"),
     "forward without interface": (replace(VM, nics=(), forwards=(80,)), InvalidRequest, "forwards"),
     "forward twice": (replace(VM, forwards=(80, 80)), InvalidRequest, "forwards"),
