@@ -36,9 +36,11 @@ DEPTH = 16
 
 class Guest:
     """A disk in a storage daemon: of `disk_bytes`, allocated, written to with direct I/O; or an
-    image that is there, read through the page cache."""
+    image that is there, read through the page cache. aio: as QEMU names it, for direct I/O."""
 
-    def __init__(self, root: Path, disk_bytes: int, image: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, disk_bytes: int, image: Path | None = None, *, aio: str = "native"
+    ) -> None:
         root.mkdir(parents=True)
         self.disk_bytes = disk_bytes
         self.nbd_socket = root / "nbd.sock"
@@ -48,7 +50,7 @@ class Guest:
             image = root / "disk.raw"
             create = ["qemu-img", "create", "-q", "-f", "raw", "-o", "preallocation=full"]
             subprocess.run([*create, str(image), str(disk_bytes)], check=True)
-            below = f"driver=file,node-name=file-{DISK},filename={image},cache.direct=on,aio=native"
+            below = f"driver=file,node-name=file-{DISK},filename={image},cache.direct=on,aio={aio}"
         self._process = subprocess.Popen(
             [
                 "qemu-storage-daemon",
@@ -205,9 +207,11 @@ class Protection:
 
 
 @contextmanager
-def guest(root: Path, name: str, disk_bytes: int, image: Path | None = None) -> Iterator[Guest]:
+def guest(
+    root: Path, name: str, disk_bytes: int, image: Path | None = None, *, aio: str = "native"
+) -> Iterator[Guest]:
     """Give a guest under `root`."""
-    made = Guest(root / name, disk_bytes, image)
+    made = Guest(root / name, disk_bytes, image, aio=aio)
     try:
         yield made
     finally:

@@ -30,6 +30,8 @@ from leeward.core.units import MIB
 from leeward.object_store.file import create_file_store
 
 DISK_BYTES = 64 * MIB
+AIO = "threads"
+"""The kernel's own has room for about 60 storage daemons unless it is told otherwise."""
 SETTLE_SECONDS = 20.0
 """After the last cut: a worker believes for ten seconds that more will come."""
 COME_UP_SECONDS = 300.0
@@ -48,6 +50,7 @@ def run(vms: float = 100, seconds: float = 30.0) -> Result:
             tag = "" if count == int(vms) else f"_{count}"
             figures[f"mib_per_idle_vm{tag}"] = [mib]
             figures[f"core_percent_per_idle_vm{tag}"] = [percent]
+            print(f"{count} idle VMs: {mib:.1f} MiB and {percent:.2f} % of a core each", flush=True)
             if count == 10:
                 mib, percent = fleet.busy_cost(seconds)
                 figures["mib_per_busy_vm_10"] = [mib]
@@ -172,7 +175,10 @@ class _Half:
 @contextmanager
 def _fleet(root: Path, count: int) -> Iterator[_Fleet]:
     with ExitStack() as stack:
-        guests = [stack.enter_context(guest(root, f"g{n}", DISK_BYTES)) for n in range(count)]
+        guests = [
+            stack.enter_context(guest(root, f"g{number}", DISK_BYTES, aio=AIO))
+            for number in range(count)
+        ]
         shm = tempfile.mkdtemp(dir="/dev/shm", prefix="lwb")
         stack.callback(shutil.rmtree, shm, ignore_errors=True)
         setup = FleetSetup(
