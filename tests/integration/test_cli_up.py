@@ -27,6 +27,21 @@ def said(leeward: Installation) -> str:
     return (leeward.data / "up" / "up.log").read_text()
 
 
+def test_up_says_what_the_machine_lacks() -> None:
+    with installation() as leeward:
+        empty = leeward.data / "no-programs"
+        empty.mkdir()
+        up = ("up", "--detach", "--regions", "a", "--port", str(leeward.port))
+        done = leeward.run(*up, PATH=str(empty))
+        assert done.code == 0, done.err
+        assert done.out.startswith(f"Leeward is up: {leeward.url}\n")
+        doctor = leeward.run("doctor", PATH=str(empty)).out.splitlines()
+        lacking = [line for line in doctor if line.startswith("bad ")]
+        assert any("QEMU is not installed" in line for line in lacking)
+        assert set(lacking) <= set(done.out.splitlines())
+        assert leeward.run("down").code == 0
+
+
 def test_life_of_an_installation() -> None:
     with installation() as leeward:
         up = ("up", "--detach", "--regions", "a,b", "--port", str(leeward.port))

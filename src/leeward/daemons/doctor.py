@@ -56,6 +56,15 @@ def examine(data: Path) -> tuple[Finding, ...]:
     )
 
 
+def complaints(data: Path) -> list[str]:
+    """Return what is not good on this machine, as lines for people; empty when all is."""
+    return [
+        f"{finding.verdict.value:<5} {finding.sentence}"
+        for finding in examine(data)
+        if finding.verdict is not Verdict.GOOD
+    ]
+
+
 Outcome = Iterator[tuple[Verdict, str]]
 
 

@@ -24,6 +24,7 @@ from leeward.core.codec import from_json, to_json
 from leeward.core.errors import Conflict, InvalidRequest, LeewardError, Unavailable
 from leeward.core.ids import check_name
 from leeward.daemons.children import Child, ChildSpec, ChildState
+from leeward.daemons.doctor import complaints
 from leeward.daemons.places import Places, private_directory
 from leeward.daemons.signals import StopSignal
 from leeward.fabric.logs import keep_logs_limited
@@ -130,7 +131,8 @@ class Up:
             self.end()
 
     def start(self) -> None:
-        """Service, workers and agents run and know each other. Raises: Unavailable, Conflict."""
+        """Service, workers and agents run and know each other; what this machine lacks is said.
+        Raises: Unavailable, Conflict."""
         service = self._child("service", ("serve",), self.places.data, region="")
         self._check_port(service)
         gone = self._gone()
@@ -146,8 +148,9 @@ class Up:
             self._wait_nodes(administration, nodes)
         finally:
             administration.close()
-        write_file(self.places.up / "ready", "\n".join(self.summary()).encode())
-        for line in self.summary():
+        lines = [*self.summary(), *complaints(self.places.data)]
+        write_file(self.places.up / "ready", "\n".join(lines).encode())
+        for line in lines:
             self._say(line)
 
     @property
