@@ -211,6 +211,8 @@ def test_killed_agent_finds_its_vm_and_replication_again_without_the_service(hos
     host.service.start()
     wait_for(lambda: host.replication().get("state") == "streaming")
     assert [vm["pid"] for vm in host.service.status["vms"]] == [pid], "the same QEMU"
+    status = host.service.status
+    assert 0 < status["memory_available_mib"] < status["memory_total_mib"]
 
 
 def test_lost_result_is_told_again_by_the_next_agent_and_done_once(host: Host) -> None:

@@ -174,6 +174,7 @@ class HostAgent:
             storage_root=str(self._storage_root),
             tunnel=self._tunnel,
             memory_available_mib=self._driver.memory_available_mib(),
+            memory_total_mib=self._driver.memory_total_mib(),
         )
 
     def status_taken(self, status: NodeStatus) -> None:

@@ -58,6 +58,9 @@ class FabricDriver(Protocol):
     def memory_available_mib(self) -> int:
         """Return the memory of the largest VM that could be started now, in MiB."""
 
+    def memory_total_mib(self) -> int:
+        """Return the memory of the largest VM that the host could run alone, in MiB."""
+
     def apply_network(self, spec: NetworkSpec) -> None:
         """Make the network exist on this host with exactly these subnets.
 

@@ -72,6 +72,9 @@ class QemuDriver:
     def memory_available_mib(self) -> int:
         return max(0, available_memory_mib() - admission.QEMU_OVERHEAD_MIB)
 
+    def memory_total_mib(self) -> int:
+        return max(0, _memory_mib("MemTotal") - admission.QEMU_OVERHEAD_MIB)
+
     def apply_network(self, spec: NetworkSpec) -> None:
         self._networks.apply(spec, self._specs)
 
@@ -420,7 +423,11 @@ class QemuDriver:
 
 def available_memory_mib() -> int:
     """Return how much memory the host can still give without swapping."""
+    return _memory_mib("MemAvailable")
+
+
+def _memory_mib(key: str) -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024 // MIB
-    raise InvalidRequest("the host does not say how much memory is available")
+    raise InvalidRequest(f"the host does not say how much memory it has ({key})")

@@ -217,6 +217,8 @@ class NodeStatus:
     """Of the encryption keys that the node's host has."""
     memory_available_mib: int | None = None
     """Agents: the largest VM that could be started now; None: not told."""
+    memory_total_mib: int | None = None
+    """Agents: the largest VM that the host could run with nothing else on it; None: not told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

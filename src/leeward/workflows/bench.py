@@ -21,7 +21,7 @@ from leeward.vault.records import Records, VaultStore
 from leeward.vault.resources import KINDS, ResourceState
 from leeward.workflows.dispatch import Dispatch
 from leeward.workflows.live import LiveState
-from leeward.workflows.placement import choose_host
+from leeward.workflows.placement import check_memory, choose_host
 from leeward.workflows.signals import Signals
 
 
@@ -82,6 +82,12 @@ class Bench:
             machines_in(records, vm.region),
             memory,
         )
+
+    def check_memory(self, records: Records, vm: VirtualMachine) -> None:
+        """Return if a host of the VM's region has the memory for it at all, whatever runs there
+        now; where a host has not told, it may. Raises: Conflict."""
+        agents = records.nodes.listed(role=Role.AGENT, region=vm.region)
+        check_memory(vm, {each.name: self.live.memory_total_mib(each.id) for each in agents})
 
     def record_event(
         self, records: Records, target: str, kind: str, message: str, job_id: str = ""

@@ -86,6 +86,11 @@ class LiveState:
         """Return the memory of the largest VM that the agent could start; None: it has not told."""
         return self._status(node_id).memory_available_mib
 
+    def memory_total_mib(self, node_id: str) -> int | None:
+        """Return the memory of the largest VM that the agent's host could run alone; None: it has
+        not told."""
+        return self._status(node_id).memory_total_mib
+
     def replication(self, node_id: str, item_id: str) -> ReplicationStatus | None:
         """Return what the agent last said of the item."""
         statuses = self._status(node_id).replications

@@ -1,11 +1,11 @@
 """Which host a VM runs on.
 
-Owns: the rule. Must not know: hosts' health; it is given those that answer. Pure.
+Owns: the rules. Must not know: hosts' health; it is given those that answer. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from leeward.core.errors import Conflict, Unavailable
 from leeward.model.resources import VirtualMachine
@@ -53,3 +53,20 @@ def choose_host(
             "--memory` for a protected one",
         )
     return min(fitting, key=load)
+
+
+def check_memory(vm: VirtualMachine, totals_mib: Mapping[str, int | None]) -> None:
+    """Return if one of the hosts could run the VM with nothing else on it.
+
+    totals_mib: host → what it could give, None where it has not told. Raises: Conflict.
+    """
+    told = {name: mib for name, mib in totals_mib.items() if mib is not None}
+    if not told or len(told) < len(totals_mib) or max(told.values()) >= vm.memory_mib:
+        return
+    each = ", ".join(f"{name} has {mib}" for name, mib in sorted(told.items()))
+    raise Conflict(
+        f"{vm.name} would need {vm.memory_mib} MiB of memory, and no host of region {vm.region} "
+        f"has as much, even with nothing else on it ({each})",
+        field="memory_mib",
+        hint=f"give it less with --memory, at most {max(told.values())}M, or add a host",
+    )

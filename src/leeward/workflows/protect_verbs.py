@@ -138,6 +138,7 @@ class ProtectVerbs:
         inventory = replace(inventory, protected=(*inventory.protected, *others))
         plan = plan_protection(vault, inventory, options, lambda vm: self._condition(records, vm))
         records.resources.get(Policy, vault, plan.policy)
+        self._bench.check_memory(records, plan.target_vm)
         return plan
 
     def _condition(self, records: Records, vm: VirtualMachine) -> SourceCondition:

@@ -58,6 +58,8 @@ class UpdateVerbs:
             )
             inventory = load_inventory(records, [record.item.target_region])
             after = plan_update(inventory, before, changes)
+            if changes.memory_mib:
+                self._bench.check_memory(records, after.target_vm)
             record = replace(record, item=after.item, target_vm=after.target_vm)
             if changes.policy:
                 _check_policy(self._bench, records, record)

@@ -41,6 +41,9 @@ class FakeDriver:
     def memory_available_mib(self) -> int:
         return 1024
 
+    def memory_total_mib(self) -> int:
+        return 2048
+
     def apply_network(self, spec: NetworkSpec) -> None:
         self.calls.append(f"network {spec.network_id}")
 

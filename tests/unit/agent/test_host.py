@@ -128,6 +128,7 @@ def test_status_says_everything(host: Host) -> None:
     assert [vm.vm_id for vm in status.vms] == ["web-1"]
     assert [each.item_id for each in status.replications] == ["item-1"]
     assert status.storage_root == str(host.storage)
+    assert (status.memory_available_mib, status.memory_total_mib) == (1024, 2048)
 
 
 def test_arguments_that_are_none_name_the_field(host: Host) -> None:

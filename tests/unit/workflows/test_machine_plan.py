@@ -21,7 +21,7 @@ from leeward.protection.inventory import Inventory
 from leeward.protocol.messages import Role
 from leeward.vault.nodes import NodeRecord
 from leeward.workflows.machine_plan import plan_machine
-from leeward.workflows.placement import choose_host
+from leeward.workflows.placement import check_memory, choose_host
 from leeward.workflows.specs import network_id, vm_id
 
 DISK = Disk(name="system", storage_account="a", size_bytes=1 << 20)
@@ -95,6 +95,17 @@ def test_refused(case: str) -> None:
     with pytest.raises(kind) as refused:
         plan_machine(INVENTORY, vm)
     assert refused.value.field == field
+
+
+def test_memory_that_a_host_has_or_may_have() -> None:
+    vm = replace(VM, memory_mib=1000)
+    check_memory(vm, {})
+    check_memory(vm, {"h1": 10, "h2": 1000})
+    check_memory(vm, {"h1": 10, "h2": None})
+    with pytest.raises(Conflict, match="h1 has 10, h2 has 999") as refused:
+        check_memory(vm, {"h1": 10, "h2": 999})
+    assert refused.value.field == "memory_mib"
+    assert "at most 999M" in (refused.value.hint or "")
 
 
 def test_members_of_a_set_are_spread_over_hosts() -> None:

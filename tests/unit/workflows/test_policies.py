@@ -13,7 +13,7 @@ from leeward.core.errors import Conflict, NotFound
 from leeward.model.recovery import AES_256_GCM, JobState, Policy, RetentionTier
 from leeward.model.resources import ResourceGroup, VirtualMachine
 from leeward.protection.update import ItemChanges
-from leeward.protocol.messages import Verb
+from leeward.protocol.messages import NodeStatus, Verb
 from leeward.workflows.policy_verbs import POLICY_APPLY
 
 CHANGED = Policy(
@@ -82,6 +82,19 @@ def test_what_a_vm_becomes_is_changed_in_vault_and_catalog(made: Site) -> None:
     made.run(made.service.failovers.failover("main", "web-1", "latest"))
     with made.vault.read() as records:
         assert records.resources.get(VirtualMachine, "west", "web-dr").value.memory_mib == 640
+
+
+def test_more_memory_than_a_host_of_the_target_has_is_refused_when_it_is_chosen(
+    made: Site,
+) -> None:
+    told = NodeStatus(storage_root="/somewhere", memory_available_mib=100, memory_total_mib=2000)
+    made.service.monitor.take_status(made.target, told)
+    with pytest.raises(Conflict, match="n-1 has 2000") as refused:
+        made.service.updates.update("main", "web-1", ItemChanges(memory_mib=2001))
+    assert refused.value.field == "memory_mib"
+    with made.vault.read() as records:
+        assert records.items.get("main", "web-1").target_vm.memory_mib == 256
+    made.service.updates.update("main", "web-1", ItemChanges(memory_mib=2000))
 
 
 def test_an_item_follows_another_policy_at_once(made: Site) -> None:

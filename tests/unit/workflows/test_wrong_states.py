@@ -113,6 +113,13 @@ def test_begun_where_it_does_and_once(
         check_refused(made, tmp_path, verb, by="web-1")
 
 
+def test_a_region_whose_hosts_are_too_small_for_the_vm(tmp_path: Path) -> None:
+    with site(tmp_path) as made:
+        small = NodeStatus(storage_root="/somewhere", memory_total_mib=16)
+        made.service.monitor.take_status(made.target, small)
+        check_refused(made, tmp_path, "protect", by="n-1 has 16")
+
+
 @pytest.mark.parametrize("verb", ["failover", "planned failover", "test"])
 def test_a_region_whose_hosts_are_full(tmp_path: Path, verb: str) -> None:
     with site(tmp_path) as made:
