@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,44 @@ def test_a_disk_from_a_recovery_point_has_its_base_until_it_is_forgotten(
     driver.delete_vm("rec")
     base.unlink(missing_ok=True)
     assert host.traces() == []
+
+
+def test_an_overlay_that_a_lost_host_left_is_set_aside_unless_it_is_in_use(
+    host: Rig, tmp_path: Path
+) -> None:
+    disk = host.disk("system", size_bytes=4 << 20)
+    left = Path(disk.directory) / "rec-system.qcow2"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(left), "4M"], check=True)
+    content = left.read_bytes()
+    spec, driver = replace(host.empty_vm("rec"), disks=(disk,)), host.driver()
+    with qemu_nbd(tmp_path / "user", "-f", "qcow2", str(left)):
+        with pytest.raises(Conflict, match="cannot be set aside"):
+            driver.create_vm(spec, bases={"system": host.directory / "base"}, paused=True)
+        assert left.exists()
+    point = tmp_path / "point.raw"
+    point.write_bytes(bytes(4 << 20))
+    with qemu_nbd(host.directory / "base", "-r", "-f", "raw", "-x", "system", str(point)) as base:
+        driver.create_vm(spec, bases={"system": base}, paused=True)
+        aside = left.with_name("rec-system.qcow2.lost-1")
+        assert aside.read_bytes() == content
+        driver.delete_vm("rec")
+    aside.unlink()
+    assert host.traces() == []
+
+
+@contextmanager
+def qemu_nbd(socket: Path, *arguments: str) -> Iterator[Path]:
+    """Somebody has the image open, and serves it at `socket`."""
+    with subprocess.Popen(["qemu-nbd", "-t", "-k", str(socket), *arguments]) as server:
+        try:
+            while not socket.exists():
+                assert server.poll() is None
+                time.sleep(0.01)
+            yield socket
+        finally:
+            server.terminate()
+    socket.unlink(missing_ok=True)
 
 
 def test_images_are_imported_sparse_and_in_the_wanted_format(host: Rig, tmp_path: Path) -> None:

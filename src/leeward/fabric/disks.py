@@ -12,6 +12,7 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from leeward.core.errors import Conflict, InvalidRequest, Unavailable
@@ -99,6 +100,25 @@ def keep_image(path: Path) -> None:
     try:
         if path.exists():
             path.rename(path.with_name(path.name + ".kept"))
+    except OSError as error:
+        raise Unavailable(f"cannot rename {path}: {error.strerror}") from error
+
+
+def set_aside(path: Path) -> None:
+    """Make an overlay that another host, gone for good, has left in a store that both share not be
+    in the way. It stays under another name: it holds what its VM wrote there. Idempotent.
+
+    Raises: Conflict while it is in use; Unavailable.
+    """
+    if not path.exists():
+        return
+    try:
+        _qemu_img("info", str(path))
+    except (InvalidRequest, Unavailable) as error:
+        raise Conflict(f"{path} exists already, and cannot be set aside: {error}") from error
+    names = (path.with_name(f"{path.name}.lost-{number}") for number in count(1))
+    try:
+        path.rename(next(name for name in names if not name.exists()))
     except OSError as error:
         raise Unavailable(f"cannot rename {path}: {error.strerror}") from error
 

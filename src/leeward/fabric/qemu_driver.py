@@ -123,6 +123,8 @@ class QemuDriver:
             others = [other for other in self._specs() if other.vm_id != spec.vm_id]
             admission.check_vm(spec, networks=self._networks.usable(), others=others)
             for disk in spec.disks:
+                if disk.name in record.overlays:
+                    disks.set_aside(image_of(record, disk.name))
                 disks.check_new(image_of(record, disk.name), disk)
             self._vms.put(spec.vm_id, record)
         return record
