@@ -250,7 +250,8 @@ def reprotect(
     job = session.client.reprotect(found)
     done = (
         f"{found.name} in {found.target_region} is protected in {found.source_region}\n"
-        f"next: `leeward failover {found.name} --planned` fails it back"
+        f"next: `leeward failover {found.name} --planned` moves it to {found.source_region} "
+        "without loss"
     )
     session.finish(job, done, no_wait=no_wait)
 

@@ -236,7 +236,7 @@ def test_planned_failover_reprotect_and_undo_are_what_was_typed(api: Api, capsys
     assert run(["reprotect", "web-1"]) == 0
     printed = capsys.readouterr().out
     assert "web-1 in west is protected in east\n" in printed
-    assert "`leeward failover web-1 --planned` fails it back" in printed
+    assert "`leeward failover web-1 --planned` moves it to east without loss" in printed
     item = "vaults/default/replicated-items/web-1"
     planned = {"recovery_point": "latest", "planned": True, "power_off_seconds": 5.0}
     assert api.seen == [
