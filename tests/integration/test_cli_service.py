@@ -100,6 +100,9 @@ def test_policies(quick: Quick) -> None:
     [
         (("vm", "show", "east/nobody"), 3, "nobody"),
         (("vm", "list", "--region", "nowhere"), 3, "nowhere"),
+        (("vm", "show", "north/nobody"), 3, "there is no region north"),
+        (("vm", "create", "north/v", "-g", "rg", "--disk", "d=sa,size=1M"), 3,
+         "there is no region north"),
         (("protect", "east/nobody", "--to", "west"), 3, "west"),
         (("resource-group", "create", "Bad_Name", "--region", "east"), 2, "Bad_Name"),
         (("network", "create", "east/n", "-g", "nope", "--address-space", "10.0.0.0/16",

@@ -5,7 +5,7 @@ Owns: their storage and versions. Must not know: their rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -110,9 +110,14 @@ class ResourceStore:
         return None if row is None else _stored(row, kind)
 
     def get(self, kind: type[R], scope: str, name: str) -> Stored[R]:
-        """Return the resource. Raises: NotFound."""
+        """Return the resource. Raises: NotFound: a region that is not there is named first."""
         found = self.find(kind, scope, name)
         if found is None:
+            in_region = any(field.name == "region" for field in fields(kind))
+            if in_region and self.find(Region, "", scope) is None:
+                raise NotFound(
+                    f"there is no region {scope}", field="region", hint="`leeward region list`"
+                )
             where = f" in {scope}" if scope else ""
             raise NotFound(f"there is no {KINDS[kind].replace('-', ' ')} {name}{where}")
         return found

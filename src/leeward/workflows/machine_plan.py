@@ -24,6 +24,7 @@ def plan_machine(inventory: Inventory, vm: VirtualMachine) -> VirtualMachine:
 
     Raises: InvalidRequest, NotFound or Conflict naming the field at fault.
     """
+    inventory.check_region(vm.region, field="region")
     if inventory.resource_group(vm.region, vm.resource_group) is None:
         raise NotFound(
             f"there is no resource group {vm.resource_group} in region {vm.region}",

@@ -18,7 +18,7 @@ from leeward.model.recovery import (
     RecoveryPoint,
     ReplicatedItem,
 )
-from leeward.model.resources import ResourceGroup, VirtualMachine
+from leeward.model.resources import Region, ResourceGroup, VirtualMachine
 from leeward.protocol.messages import Command, CommandResult, EnrolmentRequest, Role, Verb
 from leeward.vault.database import sqlite_url
 from leeward.vault.events import Event
@@ -73,6 +73,9 @@ def test_a_resource_changes_only_from_the_version_read(records: Records) -> None
         records.resources.update(first, state=ResourceState.DELETING)
     assert records.resources.get(ResourceGroup, "east", "rg").state is ResourceState.READY
     assert records.resources.find(ResourceGroup, "west", "rg") is None
+    with pytest.raises(NotFound, match="there is no region west"):
+        records.resources.get(ResourceGroup, "west", "rg")
+    records.resources.insert(Region(name="west"), scope="", name="west")
     with pytest.raises(NotFound, match="there is no resource group rg in west"):
         records.resources.get(ResourceGroup, "west", "rg")
 

@@ -63,6 +63,7 @@ def test_open_addresses_and_macs_are_assigned() -> None:
 
 
 REFUSALS: dict[str, tuple[VirtualMachine, type[LeewardError], str]] = {
+    "region": (replace(VM, region="north"), NotFound, "region"),
     "group": (replace(VM, resource_group="x"), NotFound, "resource_group"),
     "set": (replace(VM, availability_set="x"), NotFound, "availability_set"),
     "account": (replace(VM, disks=(replace(DISK, storage_account="x"),)), NotFound, "disks"),
