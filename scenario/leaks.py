@@ -17,6 +17,8 @@ from pathlib import Path
 from demo.fire import processes_of
 
 SETTLE_SECONDS = 10.0
+HOSTS_MAX = 16
+"""Of a region, as `leeward up` numbers them: what a region that burned had is to be found, too."""
 
 
 def find_leaks(data: Path, *, namespaces_before: frozenset[str]) -> tuple[str, ...]:
@@ -41,7 +43,11 @@ def namespaces() -> frozenset[str]:
 def homes_of(data: Path) -> tuple[Path, ...]:
     """Return where every host of the installation keeps its state, whether it still does or not."""
     regions = data / "regions"
-    known = {regions / region / "hosts" / f"{region}-1" for region in ("east", "west")}
+    known = {
+        regions / region / "hosts" / f"{region}-{number}"
+        for region in ("east", "west")
+        for number in range(1, HOSTS_MAX + 1)
+    }
     return tuple(sorted({*known, *regions.glob("*/hosts/*")}))
 
 

@@ -43,9 +43,10 @@ def test_a_process_left_running_is_found(tmp_path: Path, process: subprocess.Pop
 
 
 @pytest.mark.usefixtures("quick")
-def test_sockets_and_buffers_of_a_host_left_behind_are_found(tmp_path: Path) -> None:
-    home = tmp_path / "regions" / "east" / "hosts" / "east-1"
-    _, shared_memory, *_ = leaks._outside(tmp_path)
+@pytest.mark.parametrize("host", ["east-1", "east-2", "east-16"])
+def test_sockets_and_buffers_of_a_lost_host_are_found(tmp_path: Path, host: str) -> None:
+    home = tmp_path / "regions" / "east" / "hosts" / host
+    (shared_memory,) = (each for each in leaks._outside(tmp_path) if each.name.endswith(f"-{host}"))
     shared_memory.mkdir()
     try:
         found = leaks.find_leaks(tmp_path, namespaces_before=leaks.namespaces())
