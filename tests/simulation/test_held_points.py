@@ -77,7 +77,8 @@ class Booted:
 
 @pytest.fixture
 def item(monkeypatch: pytest.MonkeyPatch) -> Booted:
-    monkeypatch.setattr(compaction_module, "WORTHWHILE_SHARE", 0.01)
+    monkeypatch.setattr(compaction_module, "DEAD_SHARE_MAX", 0.01)
+    monkeypatch.setattr(compaction_module, "DEAD_SHARE_AFTER", 0.0)
     return Booted()
 
 
