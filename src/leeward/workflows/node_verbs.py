@@ -40,12 +40,7 @@ class NodeVerbs:
                 raise Conflict(f"{node.label} still answers", hint="stop it first")
             if node.role is Role.AGENT:
                 self._forget_machines(records, node, is_wanted=with_vms)
-            if any(r.worker_id == node.id for r in records.items.listed(region=node.region)):
-                raise Conflict(
-                    f"{node.label} still processes items",
-                    hint=f"they go to another worker of {node.region} once it has been silent for "
-                    f"{GONE_SECONDS:g} s: `leeward worker` starts one; try again then",
-                )
+            _check_without_items(records, node)
             records.commands.delete_of(node.id)
             records.nodes.delete(node.id)
 
@@ -80,6 +75,22 @@ class NodeVerbs:
         item = replace(record.item, state=ItemState.DEGRADED, recovery_point="", problem=problem)
         records.items.update(replace(record, item=item, is_hydrated=False))
         self._bench.signals.notify(item_key(item.id))
+
+
+def _check_without_items(records: Records, node: NodeRecord) -> None:
+    """Return if no item has the worker. Raises: Conflict."""
+    held = [each for each in records.items.listed(region=node.region) if each.worker_id == node.id]
+    if not held:
+        return
+    names = ", ".join(each.item.name for each in held)
+    if any(each.is_replicating for each in held):
+        hint = (
+            f"what is replicated goes to another worker of {node.region} once this one has been "
+            f"silent for {GONE_SECONDS:g} s: `leeward worker` starts one; try again then"
+        )
+    else:
+        hint = "what has failed over stays with it until `leeward reprotect` or `leeward unprotect`"
+    raise Conflict(f"{node.label} still has items: {names}", hint=hint)
 
 
 def _failed_over_as(records: Records, vm: VirtualMachine) -> ItemRecord | None:

@@ -10,11 +10,13 @@ from dataclasses import replace
 import pytest
 from tests.simulation.world import EPOCH, ITEM, URLS, Source, World, drain
 
+from leeward.core.clock import SystemClock
 from leeward.core.errors import DataIntegrity, Fenced, NotFound, Unavailable
 from leeward.model.recovery import Consistency, SharedMark
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import Buffer
 from leeward.processor import apply as apply_module
+from leeward.processor.item import ItemProcessor
 from leeward.replica.manifest import (
     AppliedMarker,
     CutManifest,
@@ -552,3 +554,32 @@ def test_a_damaged_marker_is_written_anew(world: World, source: Source) -> None:
     with world.processor() as processor:
         drain(processor)
     assert world.cache.get(name) == good
+
+
+def test_who_resumes_leaves_the_item_to_whom_it_was_given_meanwhile(
+    world: World, source: Source
+) -> None:
+    upload(world, source, 1)
+
+    def worker(owner: str, *, is_resumed: bool) -> ItemProcessor:
+        return ItemProcessor(
+            world.spec(),
+            world.stores.__getitem__,
+            SystemClock(),
+            owner=owner,
+            is_resumed=is_resumed,
+        )
+
+    first, second = worker("first", is_resumed=False), worker("second", is_resumed=False)
+    back, again = worker("first", is_resumed=True), worker("second", is_resumed=True)
+    try:
+        first.take_over()
+        second.take_over()
+        with pytest.raises(Fenced, match="given to second"):
+            back.step()
+        assert second.step().cuts_applied == 1, "who came back has changed nothing"
+        upload(world, source, 1)
+        assert again.step().cuts_applied == 1
+    finally:
+        for each in (first, second, back, again):
+            each.close()

@@ -81,12 +81,16 @@ def test_what_has_moved_is_left_to_the_verbs(made: Site) -> None:
     made.enrol_worker("n-2")
     made.silence(made.worker)
     assert tick(made) == []
+    with pytest.raises(Conflict) as refused:
+        made.service.nodes.forget(made.worker.id)
+    assert "stays with it until `leeward reprotect`" in (refused.value.hint or "")
 
 
 def test_a_worker_with_items_is_forgotten_once_they_are_with_another(made: Site) -> None:
     made.silence(made.worker)
     with pytest.raises(Conflict) as refused:
         made.service.nodes.forget(made.worker.id)
+    assert refused.value.message == "worker n-1 in west still has items: web-1"
     assert "`leeward worker` starts one" in (refused.value.hint or "")
     made.enrol_worker("n-2")
     (job,) = tick(made)
