@@ -121,10 +121,24 @@ def spawn(
         child.wait()
         raise Unavailable(f"{argv[0]} ended at once", hint=f"its output is in {log_file}")
     _children[child.pid] = child
+    _wait_for_environment(process)
     temporary = pid_file.with_name(pid_file.name + ".new")
     temporary.write_text(json.dumps({"pid": process.pid, "start_ticks": process.start_ticks}))
     temporary.replace(pid_file)
     return process
+
+
+def _wait_for_environment(process: ProcessIdentity) -> None:
+    """Return once the mark of a process just started can be read, or the process is gone.
+
+    `Popen` returns when the kernel has closed the descriptors of the old image, which it does a
+    moment before it says where the environment of the new one lies; until then it reads as empty.
+    """
+    environ = Path(f"/proc/{process.pid}/environ")
+    deadline = time.monotonic() + 5.0
+    with suppress(OSError):
+        while not environ.read_bytes() and is_alive(process) and time.monotonic() < deadline:
+            time.sleep(0.0005)
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
