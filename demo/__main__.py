@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from demo.command import BOLD, DIM, GREEN, RED, RESET, CommandFailed, say
 from demo.fire import kill_all, processes_of
 from demo.homecoming import come_home
+from demo.ports import free_port
 from demo.rehearsal import rehearse
 from demo.story import Story
 
@@ -59,12 +59,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the drawn points")
     parser.add_argument("--keep", action="store_true", help="keep the directory afterwards")
     return parser.parse_args()
-
-
-def free_port() -> int:
-    """Return a TCP port nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def keep_logs(story: Story) -> None:

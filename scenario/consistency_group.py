@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from demo.__main__ import free_port
 from demo.fire import burn
 from demo.poller import ask
+from demo.ports import free_port
 
 from leeward.cli.vaults import DEFAULT_VAULT
 from leeward.model.groups import SharedPoint

@@ -13,8 +13,8 @@ import secrets
 import time
 from pathlib import Path
 
-from demo.__main__ import free_port
 from demo.poller import ask
+from demo.ports import free_port
 
 from leeward.fabric.networks import bridge_of, namespace_of
 from leeward.model.recovery import ItemState

@@ -21,8 +21,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.__main__ import free_port
 from demo.fire import processes_of
+from demo.ports import free_port
 
 from leeward.client.config import load_config
 from leeward.model.recovery import ItemState

@@ -14,8 +14,8 @@ import shutil
 import time
 from pathlib import Path
 
-from demo.__main__ import free_port
 from demo.fire import kill_all, processes_of
+from demo.ports import free_port
 
 from leeward.model.recovery import ItemState
 from leeward.replica.host_keys import KEY_FILE

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from demo.__main__ import free_port
 from demo.command import say
+from demo.ports import free_port
 
 from scenario.common import Findings, Result
 from scenario.leaks import find_leaks, namespaces

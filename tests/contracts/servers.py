@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import httpx
+from demo.ports import free_port
 
 _START_SECONDS = 90
 _HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ def _seaweed() -> str:
     config.write_text(json.dumps({"identities": [{**identity, "actions": ["Admin"]}]}))
     kinds = ("master.port", "volume.port", "filer.port", "s3.port")
     names = [*kinds, *(f"{kind}.grpc" for kind in kinds)]
-    ports = {name: _free_port() for name in names}
+    ports = {name: free_port() for name in names}
     weed = Path(sys.executable).parent / "weed"
     command = [str(weed), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-s3", f"-s3.config={config}", "-s3.autoCreateBucket", "-volume.max=50"]
@@ -91,7 +91,7 @@ def _wait_writable(endpoint: str, directory: Path) -> None:
 def _azurite() -> str:
     """Return the endpoint of an Azurite that runs until this process ends."""
     directory = _directory("azurite")
-    port = _free_port()
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     command = ["node", str(_azurite_installed()), "--skipApiVersionCheck", "--silent"]
     command += ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(directory)]
@@ -149,9 +149,3 @@ def _start(command: list[str], directory: Path, endpoint: str) -> None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -48,7 +48,11 @@ class Gate:
                 near, _ = listener.accept()
             except OSError:
                 return
-            far = socket.create_connection(("127.0.0.1", self._target_port))
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target_port))
+            except OSError:  # nobody there now
+                near.close()
+                continue
             self._open |= {near, far}
             self._spawn(self._carry, near, far)
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demo.ports import free_port
+
 WAIT_SECONDS = 150.0
 
 
@@ -122,12 +124,6 @@ def installation() -> Iterator[Installation]:
             daemon.wait()
         made.run("down", "--vms")
         shutil.rmtree(data, ignore_errors=True)
-
-
-def free_port() -> int:
-    """Return a TCP port nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def wait_for(holds: Callable[[], object], *, seconds: float = WAIT_SECONDS) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from demo.ports import free_port
 
 from leeward.core.codec import from_plain, to_plain
 from leeward.core.errors import LeewardError
@@ -48,13 +48,6 @@ from leeward.protocol.rebuild import FoundItems
 
 GIB = 1 << 30
 Json = dict[str, Any]
-
-
-def free_port() -> int:
-    """Return a port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
@@ -126,7 +119,7 @@ class ServiceProcess:
 def new_http() -> httpx.Client:
     """Return a client that keeps no connection: services come and go."""
     limits = httpx.Limits(max_keepalive_connections=0)
-    return httpx.Client(trust_env=False, timeout=10, limits=limits, verify=False)
+    return httpx.Client(trust_env=False, timeout=60, limits=limits, verify=False)
 
 
 HTTP = new_http()
@@ -237,7 +230,7 @@ class FakeNode:
         self.hush()
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout=10)
+                thread.join(timeout=60)
 
     def verbs(self) -> list[Verb]:
         """Return what it was asked, in order, each command once."""

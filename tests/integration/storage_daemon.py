@@ -117,7 +117,7 @@ class StorageDaemon:
         """Have it end in good order, as a guest's power-off ends QEMU."""
         assert self.process is not None
         self.session().execute("quit")
-        self.process.wait(30)
+        self.process.wait(60)
         self.kill()
 
     def kill(self) -> None:
@@ -198,7 +198,7 @@ class LoggedWriters:
         """Have every writer at rest, nothing in flight."""
         self._stopping.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive(), "a guest write never ended"
 
     def area(self, writer: int) -> tuple[int, int]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from demo.ports import free_port
 from tests.integration.gate import gate
 from tests.integration.leeward_process import (
     Done,
     Installation,
-    free_port,
     installation,
     wait_for,
 )

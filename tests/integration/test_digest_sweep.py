@@ -56,7 +56,7 @@ class Worker:
 
     def stop(self) -> None:
         self._ending.set()
-        self._thread.join(30)
+        self._thread.join(60)
         self.processor.close()
 
     def wait_applied(self, sequence: int) -> None:

@@ -101,7 +101,7 @@ class Base:
         if self._listener is not None:
             self._patience.give_up()
             self._server.stop()
-            self._thread.join(10)
+            self._thread.join(60)
             self._listener.close()
             self._listener = None
 
@@ -145,7 +145,7 @@ class Machine:
     def end(self) -> None:
         self.session.close()
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
         self.base.stop()
 
 

@@ -92,7 +92,7 @@ class InProcessBase:
             return
         self._patience.give_up()
         self._server.stop()
-        self._thread.join(10)
+        self._thread.join(60)
         self._listener.close()
 
 
@@ -136,7 +136,7 @@ class Machine:
         self.base.stop()
         self.session.close()
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(60)
 
     def compare(self, expected: dict[str, bytearray]) -> None:
         """End the daemon and compare each overlay, standing alone, with what it should hold."""
@@ -182,7 +182,7 @@ class Guest:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join(30)
+        self._thread.join(60)
         assert self.errors == []  # paused, perhaps, but never failed
         assert not self._thread.is_alive()
 

@@ -92,7 +92,7 @@ class Site:
             self.session = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     def compare(self) -> None:

@@ -108,7 +108,7 @@ class Target:
             yield socket
         finally:
             daemon.terminate()
-            daemon.wait(20)
+            daemon.wait(60)
 
     def add_points(self, count: int) -> None:
         """List more points, in which other segments have taken the place of all blocks."""
@@ -367,7 +367,7 @@ def test_a_store_that_is_away_makes_a_reader_wait(target: Target) -> None:
         time.sleep(0.5)
         assert answers == []
         (target.root / "gone").rename(target.root / "second")
-        reader.join(30)
+        reader.join(60)
         assert answers == [synthetic_block("data", 10 * MIB // 4096, SEGMENTS)]
 
 
@@ -420,12 +420,12 @@ def test_a_point_is_served_in_the_foreground(target: Target) -> None:
         target=serve_foreground, args=(found, socket), kwargs={"stop": stop, "on_ready": ready.set}
     )
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     with NbdClient.connect(socket, "data") as client:
         assert client.read(4096, 4096) == synthetic_block("data", 1, SEGMENTS)
     with pytest.raises(Conflict):
         serve_foreground(found, socket, stop=stop)
     stop.set()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     assert not socket.exists()

@@ -44,7 +44,7 @@ def qemu(tmp_path: Path) -> Iterator[Path]:
         time.sleep(0.01)
     yield run / "nbd.sock"
     daemon.terminate()
-    daemon.wait(10)
+    daemon.wait(60)
     for left in run.iterdir():
         left.unlink()
     run.rmdir()

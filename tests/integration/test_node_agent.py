@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 from demo.fire import kill_all, processes_of
-from tests.integration.leeward_process import Installation, free_port, installation, wait_for
+from demo.ports import free_port
+from tests.integration.leeward_process import Installation, installation, wait_for
 
 from leeward.core.codec import to_plain
 from leeward.daemons.places import Places, run_directory, shared_memory_directory

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import pytest
 from demo.fire import kill_all, processes_of
-from tests.integration.leeward_process import Installation, free_port, wait_for
+from demo.ports import free_port
+from tests.integration.leeward_process import Installation, wait_for
 
 from leeward.client.client import Client
 from leeward.client.config import load_config
@@ -187,7 +188,7 @@ def end(site: Site) -> None:
     for daemon in site.daemons:
         daemon.terminate()
     for daemon in site.daemons:
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=60)
     kill_all(processes_of(site.data))  # VM, tap and watchdog outlive the agent, as they should
     for region, name in (("east", "east-agent"), ("west", "west-agent")):
         home = Places(site.data).host(region, name)

@@ -41,7 +41,7 @@ class Host:
     def stop(self) -> None:
         self._stopping.set()
         self._service.close()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         self._pool.shutdown()
 
     def _listen(self) -> None:

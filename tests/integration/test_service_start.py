@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.integration.service_rig import free_port, running_service
+from demo.ports import free_port
+from tests.integration.service_rig import running_service
 
 from leeward.core.errors import Unavailable
 from leeward.daemons.serve import run_service

@@ -133,7 +133,7 @@ def share(rigs: tuple[Rig, ...], meetings: tuple[Meeting, ...], number: int) -> 
     mark = SharedMark(id=f"sp-{number}", group="cg-1", members=(ITEM,), time_ns=number)
     for rig, meeting in zip(rigs, meetings, strict=True):
         assert rig.replicator is not None
-        expires_at = time.monotonic() + 10
+        expires_at = time.monotonic() + 60
         rig.replicator.share(SharedAttempt(mark, meeting, expires_at))
     all_meetings = {id(meeting): meeting for meeting in meetings}.values()
     wait_until(

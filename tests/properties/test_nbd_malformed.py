@@ -78,8 +78,8 @@ def _send_and_hang_up(sent: bytes) -> Watched:
     with contextlib.suppress(OSError):  # it may have hung up already
         ours.sendall(sent)
         ours.shutdown(socket.SHUT_WR)
-    server.join(10)
-    drain.join(10)
+    server.join(60)
+    drain.join(60)
     assert not server.is_alive()
     assert not drain.is_alive()
     ours.close()
@@ -152,7 +152,7 @@ def test_a_client_believes_no_server(replies: list[bytes]) -> None:
     serving = threading.Thread(target=lambda: Handshake(theirs, {"d": device}).run())
     serving.start()
     client = NbdClient(ours, "d", ("base:allocation",))
-    serving.join(10)
+    serving.join(60)
     theirs.sendall(b"".join(replies))
     theirs.shutdown(socket.SHUT_WR)
     with contextlib.suppress(LeewardError):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demo.__main__ import free_port
 from demo.poller import ask
+from demo.ports import free_port
 from scenario.rig import Rig, Witness, create_vm, running_rig, small_store
 
 SEED = int(os.environ.get("LEEWARD_SCENARIO_SEED", "1"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from demo.__main__ import free_port
+from demo.ports import free_port
 from scenario.rig import Ended, Rig, running_rig
 
 from leeward.client.client import Resource

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from demo.__main__ import free_port
+from demo.ports import free_port
 from scenario.rig import Rig, running_rig
 from scenario.round_trip import identity
 

@@ -133,7 +133,7 @@ class RealItem:
         as a journalling guest would, before anybody else sees the disks."""
         assert self.daemon.process is not None
         self.daemon.process.send_signal(signal.SIGTERM if cleanly else signal.SIGKILL)
-        self.daemon.process.wait(30)
+        self.daemon.process.wait(60)
         self.writers.stop()
         self.writers.errors.clear()
         qmp = self.daemon.qmp_socket

@@ -103,7 +103,7 @@ class FakeService:
 
     def wait(self, holds: Callable[[], bool]) -> None:
         with self.heard:
-            assert self.heard.wait_for(holds, timeout=10)
+            assert self.heard.wait_for(holds, timeout=60)
 
     def _check(self) -> None:
         if self.is_away:
@@ -213,7 +213,7 @@ def test_commands_of_different_targets_run_side_by_side(linked: Linked) -> None:
 
     def act(given: Command) -> dict[str, object]:
         if given.id == "slow":
-            assert gate.wait(10)
+            assert gate.wait(60)
         return {}
 
     node.act = act
@@ -306,7 +306,7 @@ def test_superseded_items_reach_the_node(linked: Linked) -> None:
     service, node, start = linked
     service.supersede = (Superseded(item_id="item-1", epoch=2),)
     start()
-    assert node.superseded.get(timeout=10) == ("item-1", 2)
+    assert node.superseded.get(timeout=60) == ("item-1", 2)
 
 
 def test_a_superseded_item_makes_the_node_post_no_faster_than_ever(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_superseded_item_makes_the_node_post_no_faster_than_ever(tmp_path: Pat
     link.start()
     link.report_soon()
     try:
-        assert node.superseded.get(timeout=10) == ("item-1", 2)
+        assert node.superseded.get(timeout=60) == ("item-1", 2)
         with pytest.raises(queue.Empty):  # it would go round at once, for ever
             node.superseded.get(timeout=0.5)
     finally:

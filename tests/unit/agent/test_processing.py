@@ -252,7 +252,7 @@ def test_an_erasure_cut_short_is_finished_by_the_next_worker_and_not_processed(
         do(node, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
     worker.refuse_erase = None
     assert worker.start().status().processings == ()
-    assert worker.has_erased.wait(5)
+    assert worker.has_erased.wait(60)
     assert len(worker.loops) == 1
 
 

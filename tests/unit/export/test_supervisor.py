@@ -35,7 +35,7 @@ def test_a_server_that_dies_is_replaced_until_stop(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "server.pid").read_text()), 9)
     _wait_until(lambda: _lines(note) == 3)
     one.stop()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert _lines(note) == 3
     os.close(read_end)
@@ -56,7 +56,7 @@ def test_a_server_that_cannot_live_is_not_started_without_end(
     _wait_until(lambda: _lines(note) == 5)
     assert one._limit_seconds() > 50
     one.stop()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert _lines(note) == 5
     os.close(read_end)
@@ -69,7 +69,7 @@ def test_a_program_that_is_not_there_is_tried_again(tmp_path: Path) -> None:
     thread = _run(one)
     _wait_until(lambda: len(one._starts) >= 2)
     one.stop()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     os.close(read_end)
     os.close(write_end)

@@ -138,7 +138,7 @@ def test_a_cache_that_refuses_keeps_everything_in_the_journal_until_it_takes_it(
         cutter.submit(portion(journal, 4, 8))
         assert cutter.has_room
         cutter.submit(portion(journal, 8, 12))
-        assert store.refused.wait(10)
+        assert store.refused.wait(60)
         assert not cutter.has_room
         assert journal.releases == []
         store.healthy.set()
@@ -166,7 +166,7 @@ class SlowStore(Store):
             if not is_first:
                 self._second.set()
             else:
-                assert self._second.wait(10), "the next portion's segment was not sent"
+                assert self._second.wait(60), "the next portion's segment was not sent"
                 if self._refuses:
                     raise Unavailable("No space left on device")
         super().create(name, data)
@@ -242,6 +242,6 @@ def test_an_end_while_the_cache_refuses_leaves_everything_in_the_journal() -> No
     store.healthy.clear()
     with cutting(store) as cutter:
         cutter.submit(portion(journal, 0, 4))
-        assert store.refused.wait(10)
+        assert store.refused.wait(60)
     assert journal.releases == []
     assert store.list(f"items/{ITEM}/cuts/") == []

@@ -33,7 +33,7 @@ class Memory:
         if self.failing:
             raise self.failing
         if offset == self.slow_offset:
-            assert self.gate.wait(10)
+            assert self.gate.wait(60)
         return self.content[offset : offset + length]
 
     def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
@@ -51,11 +51,11 @@ def served(exports: Exports) -> Iterator[socket.socket]:
     thread.start()
     yield ours
     ours.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     for left in threading.enumerate():
         if left.name == "nbd-request":
-            left.join(10)
+            left.join(60)
     assert theirs.fileno() == -1
 
 

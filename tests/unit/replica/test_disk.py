@@ -45,7 +45,7 @@ class CountingStore(MemoryStore):
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         self.reads.append((name, offset, length))
         if self.barrier is not None:
-            self.barrier.wait(timeout=20)
+            self.barrier.wait(timeout=60)
         if self.failure is not None:
             raise self.failure
         return super().get_range(name, offset, length)

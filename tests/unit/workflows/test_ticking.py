@@ -22,7 +22,7 @@ def test_an_error_ends_nothing_and_stop_does(error: Exception) -> None:
 
     ticking = Ticking("some-thing", tick, seconds=0.001)
     ticking.start()
-    assert again.wait(10)
+    assert again.wait(60)
     ticking.stop()
     assert not ticking._thread.is_alive()
     ticking.stop()
