@@ -138,6 +138,11 @@ class Machine:
         self._process.terminate()
         self._process.wait(60)
 
+    def kill(self) -> None:
+        """What the daemon has not written to its images is lost."""
+        self._process.kill()
+        self._process.wait(60)
+
     def compare(self, expected: dict[str, bytearray]) -> None:
         """End the daemon and compare each overlay, standing alone, with what it should hold."""
         self.end()
@@ -254,6 +259,24 @@ def test_it_waits_for_the_store_and_a_successor_carries_on(machine: Machine) -> 
     assert sum(store.reads for store in machine.stores.values()) > reads
     assert status.bytes_done == status.bytes_total > 0
     machine.compare(guest.expected)
+
+
+def test_a_machine_killed_once_its_bases_are_forgotten_holds_all_its_data(
+    machine: Machine,
+) -> None:
+    """From then on it is started from its overlays alone."""
+    plan = HydrationPlan(vm_id="vm", disks=DISKS, nbd_socket=machine.nbd_socket)
+    forgotten = threading.Event()
+
+    def forget() -> None:
+        machine.kill()
+        forgotten.set()
+
+    hydrator = Hydrator(plan, qmp=lambda: machine.session, base=machine.base, on_filled=forget)
+    hydrator.start()
+    assert forgotten.wait(120)
+    hydrator.stop()
+    machine.compare({disk: store.content for disk, store in machine.stores.items()})
 
 
 def test_a_run_with_nothing_left_to_do_ends_the_export(machine: Machine) -> None:

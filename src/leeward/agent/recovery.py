@@ -18,6 +18,7 @@ from typing import Protocol
 from leeward.agent.records import Records
 from leeward.core.errors import Conflict, HypervisorRefused, LeewardError, NotFound, Unavailable
 from leeward.fabric.driver import FabricDriver
+from leeward.model.resources import PowerState
 from leeward.observability.log import get_logger
 from leeward.protocol.fabric import BootSpec, VmStatus
 from leeward.protocol.messages import HydrationStatus
@@ -95,7 +96,7 @@ class Recoveries:
         """Exports that VMs still need run, and hydration goes on where it was."""
         for vm_id, record in list(self._known.items()):
             try:
-                if not record.hydrated and self._reads_from_base(vm_id):
+                if not record.hydrated and self._may_read_from_base(vm_id):
                     self._hydrate(record.boot, self._export_of(record.boot))
                     continue
                 if not record.hydrated and self._is_there(vm_id):
@@ -248,6 +249,18 @@ class Recoveries:
                     first_read_ns=status.first_read_ns,
                 )
             )
+
+    def _may_read_from_base(self, vm_id: str) -> bool:
+        """Say whether the VM reads from its export, or its QEMU still may: the agent before was
+        killed before the last base node had gone, after which it would have ended the export."""
+        if self._reads_from_base(vm_id):
+            return True
+        if self._exports.find(vm_id) is None:
+            return False
+        try:
+            return self._driver.vm_status(vm_id).power is not PowerState.STOPPED
+        except NotFound:
+            return False
 
     def _reads_from_base(self, vm_id: str) -> bool:
         try:

@@ -63,7 +63,8 @@ class DiskFill:
         self._bytes_of_window = counts
 
     def fill(self, root: NbdClient, check: Callable[[], None], announce: Announce) -> None:
-        """Have the overlay hold all data of its base, looked at once more after the last read.
+        """Have the overlay hold all data of its base, durably, looked at once more after the last
+        read.
 
         root: a client of the copy-on-read root with CONTEXTS. `check` is called between reads and
         ends it by raising. `announce` is told what will be read of the base, some MiB ahead.
@@ -73,6 +74,7 @@ class DiskFill:
         """
         for _ in range(PASSES_MAX):
             if not self._pass(root, check, announce):
+                root.flush()  # QEMU keeps in memory where it has put what copy-on-read filled in
                 return
         raise Unavailable(f"disk {self.disk}: copy-on-read does not fill the overlay")
 

@@ -10,6 +10,7 @@ from tests.unit.agent.fakes import FakeDriver, FakeExports, FakeHydrator, boot_s
 
 from leeward.agent.recovery import ExportPort, Recoveries
 from leeward.core.errors import Conflict, HypervisorRefused, NotFound, Unavailable
+from leeward.model.resources import PowerState
 from leeward.protocol.fabric import BootSpec
 
 
@@ -125,13 +126,37 @@ def test_an_agent_killed_before_it_noted_the_end_of_hydration_leaves_no_vm_half_
     host: Host,
 ) -> None:
     host.agent().boot(boot_spec())
-    host.driver.forget_bases("web-1")  # the hydrator's last act; its agent is killed here
+    host.driver.forget_bases("web-1")
+    host.exports.open["web-1"].stop()  # the hydrator's last act; its agent is killed here
     restarted = host.agent()
     restarted.resume()
     status = restarted.statuses()[0]
     assert (status.done, status.problem) == (True, "")
     again = host.agent()
     assert again.statuses()[0].done, "it is remembered"
+
+
+def test_an_agent_killed_before_qemu_let_the_bases_go_leaves_qemu_its_export(host: Host) -> None:
+    """What a disk has not of its own, its holes, QEMU still asks the base for."""
+    host.agent().boot(boot_spec())
+    host.driver.forget_bases("web-1")  # the agent is killed here
+    host.exports.open["web-1"].is_running = False
+    host.calls.clear()
+    restarted = host.agent()
+    restarted.resume()
+    assert host.calls == ["hydrate web-1"]
+    assert host.exports.open["web-1"].is_running
+    host.hydrators[-1].finish()
+    assert restarted.statuses()[0].done
+
+
+def test_a_vm_that_died_after_its_bases_were_forgotten_needs_no_export(host: Host) -> None:
+    host.agent().boot(boot_spec())
+    host.driver.forget_bases("web-1")
+    host.driver.vms["web-1"] = PowerState.STOPPED
+    restarted = host.agent()
+    restarted.resume()
+    assert (restarted.statuses()[0].done, host.exports.open) == (True, {})
 
 
 def test_stopped_vm_that_still_reads_from_its_export_gets_it_before_it_starts(host: Host) -> None:
