@@ -21,12 +21,11 @@ from leeward.export.patience import Patience
 from leeward.export.points import Nobody, PointExports, open_devices
 from leeward.model.recovery import RecoveryPoint
 from leeward.nbd.server import NbdServer
-from leeward.object_store.store import ObjectStore
 from leeward.protocol.fabric import ReplicaDisk
 from leeward.replica.catalog import Catalog
 from leeward.replica.disk import PointDisk, open_point
 from leeward.replica.host_keys import open_keyed
-from leeward.replica.layout import segment_name
+from leeward.replica.log_place import has_object, newest_object
 
 READ_AHEAD_THREADS = 4
 
@@ -42,8 +41,9 @@ class FoundPoint:
 
 
 def list_points(store_urls: Sequence[str], item_id: str) -> tuple[RecoveryPoint, ...]:
-    """Return the item's recovery points, oldest first. Raises: as `find_point`."""
-    return _find_catalog(store_urls, item_id)[1].points
+    """Return the item's recovery points, oldest first; of an item that was reprotected those of the
+    newer direction that has any. Raises: as `find_point`."""
+    return _find_catalogs(store_urls, item_id)[0][1].points
 
 
 def find_point(store_urls: Sequence[str], item_id: str, wanted: str) -> FoundPoint:
@@ -52,9 +52,13 @@ def find_point(store_urls: Sequence[str], item_id: str, wanted: str) -> FoundPoi
 
     store_urls: the target's object stores, in any order; they may lie elsewhere now than they did
     when they were written. A disk whose replica is in none of them is looked for where the catalog
-    says. Raises: NotFound; Unavailable when a store that is needed cannot be reached.
+    says. Of an item that was reprotected, stores of both directions may be among them.
+    Raises: NotFound; Unavailable when a store that is needed cannot be reached.
     """
-    catalog_url, catalog = _find_catalog(store_urls, item_id)
+    catalogs = _find_catalogs(store_urls, item_id)
+    catalog_url, catalog = next(
+        (found for found in catalogs if _has_point(found[1], wanted)), catalogs[0]
+    )
     point = catalog.find_point(wanted)
     replicas = [
         ReplicaDisk(
@@ -139,8 +143,10 @@ def serve_foreground(
             socket_path.unlink(missing_ok=True)
 
 
-def _find_catalog(store_urls: Sequence[str], item_id: str) -> tuple[str, Catalog]:
+def _find_catalogs(store_urls: Sequence[str], item_id: str) -> list[tuple[str, Catalog]]:
+    """Return the item's catalogs and where they are, those with points and the newest first."""
     problem: LeewardError | None = None
+    found: list[tuple[str, Catalog]] = []
     for url in store_urls:
         try:
             catalog = Catalog.open(open_keyed(url), item_id)
@@ -148,7 +154,9 @@ def _find_catalog(store_urls: Sequence[str], item_id: str) -> tuple[str, Catalog
             problem = error
             continue
         if catalog.version:
-            return url, catalog
+            found.append((url, catalog))
+    if found:
+        return sorted(found, key=lambda each: (bool(each[1].points), each[1].epoch), reverse=True)
     raise problem or NotFound(
         f"no store named holds the catalog of item {item_id}",
         field="store",
@@ -156,18 +164,25 @@ def _find_catalog(store_urls: Sequence[str], item_id: str) -> tuple[str, Catalog
     )
 
 
+def _has_point(catalog: Catalog, wanted: str) -> bool:
+    try:
+        catalog.find_point(wanted)
+    except NotFound:
+        return False
+    return True
+
+
 def _find_replica(
     store_urls: Sequence[str], catalog: Catalog, disk: str, point: RecoveryPoint
 ) -> str:
     """Return the URL of the store that holds the disk's replica."""
-    checkpoint, segments = catalog.disk_log(disk, point)
-    probe = checkpoint or (segment_name(catalog.item_id, disk, segments[0]) if segments else "")
+    wanted = newest_object(catalog, disk, point)
     recorded = catalog.disk_urls.get(disk)
     candidates = list(dict.fromkeys([*store_urls, *([recorded] if recorded else [])]))
     problem = ""
     for url in candidates:
         try:
-            if not probe or _holds(open_keyed(url), probe):
+            if wanted is None or has_object(open_keyed(url), wanted):
                 return url
         except (Unavailable, InvalidRequest) as error:
             problem = error.message
@@ -175,14 +190,6 @@ def _find_replica(
     if problem:
         raise Unavailable(f"{sentence}, but not all could be asked: {problem}", field="store")
     raise NotFound(sentence, field="store")
-
-
-def _holds(store: ObjectStore, name: str) -> bool:
-    try:
-        store.size(name)
-    except NotFound:
-        return False
-    return True
 
 
 def _open_disk(found: FoundPoint, disk: str) -> PointDisk:

@@ -14,6 +14,7 @@ from leeward.core.errors import InvalidRequest, LeewardError, Unavailable
 from leeward.object_store.store import ObjectStore
 from leeward.protocol.rebuild import AboutItem, FoundItem, FoundItems
 from leeward.replica.catalog import Catalog
+from leeward.replica.log_place import has_object, newest_object
 
 _CATALOG = re.compile(r"items/([a-z0-9-]+)/catalog/\d{16}")
 _DISK = re.compile(r"items/([a-z0-9-]+)/disks/([a-z0-9-]+)/.*")
@@ -29,7 +30,7 @@ def find_items(urls: Sequence[str], open_store: Callable[[str], ObjectStore]) ->
     listings = {url: store.list("items/") for url, store in stores.items()}
     places = _places(listings)
     found = [
-        _read_item(item_id, stores[url], places)
+        _read_item(item_id, stores[url], places, stores)
         for url, names in listings.items()
         for item_id in _matches(_CATALOG, names)
     ]
@@ -51,21 +52,24 @@ def _places(listings: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], list
 
 
 def _read_item(
-    item_id: str, store: ObjectStore, places: Mapping[tuple[str, str], Sequence[str]]
+    item_id: str,
+    store: ObjectStore,
+    places: Mapping[tuple[str, str], Sequence[str]],
+    stores: Mapping[str, ObjectStore],
 ) -> FoundItem:
     try:
         catalog = Catalog.open(store, item_id)
         if not catalog.about:
             raise InvalidRequest("its catalog does not say which vault it belongs to")
         about = from_plain(catalog.about, AboutItem)
+        urls = {
+            disk: _place(catalog, disk, places.get((item_id, disk), ()), stores) or recorded
+            for disk, recorded in catalog.disk_urls.items()
+        }
     except Unavailable:
         raise
     except LeewardError as error:
         return FoundItem(item_id=item_id, problem=str(error))
-    urls = {
-        disk: _place(places.get((item_id, disk), ()), recorded)
-        for disk, recorded in catalog.disk_urls.items()
-    }
     return FoundItem(
         item_id=item_id,
         epoch=catalog.epoch,
@@ -75,6 +79,14 @@ def _read_item(
     )
 
 
-def _place(found: Sequence[str], recorded: str) -> str:
-    """Return where the disk's replica is: where it was, or where it has been moved to."""
-    return recorded if recorded in found or not found else found[0]
+def _place(
+    catalog: Catalog, disk: str, found: Sequence[str], stores: Mapping[str, ObjectStore]
+) -> str:
+    """Return where the disk's replica is: where it was, or where it has been moved to; "" if it is
+    in none of the stores that have a replica of the disk."""
+    recorded = catalog.disk_urls.get(disk)
+    wanted = newest_object(catalog, disk)
+    for url in sorted(found, key=lambda url: url != recorded):
+        if wanted is None or has_object(stores[url], wanted):
+            return url
+    return ""

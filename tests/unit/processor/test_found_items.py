@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from leeward.core.codec import to_plain
-from leeward.model.recovery import ItemState, Policy, ReplicatedItem, Vault
+from leeward.model.recovery import Consistency, ItemState, Policy, ReplicatedItem, Vault
 from leeward.model.resources import StorageAccount, VirtualMachine
 from leeward.object_store.memory import MemoryStore
 from leeward.processor.found_items import find_items
 from leeward.protocol.rebuild import AboutItem
 from leeward.replica.catalog import Catalog
+from leeward.replica.catalog_state import AppliedCut, AppliedDisk
 from leeward.replica.layout import segment_name
+from leeward.replica.segment import BLOCKS, EXTENT_DTYPE, SegmentHeader, encode_segment
 
 
 def _about(source: str, target: str) -> dict[str, object]:
@@ -39,10 +43,25 @@ def _about(source: str, target: str) -> dict[str, object]:
 
 
 def _store(url: str, epoch: int, source: str, target: str) -> MemoryStore:
+    """Return a target's store; every direction gives its first segment the same name."""
     store = MemoryStore()
     catalog = Catalog.open(store, "item-1")
     catalog.take_over(epoch, disk_urls={"d": url}, about=_about(source, target))
-    store.create(segment_name("item-1", "d", 1 << 28), b"x")
+    header = SegmentHeader("item-1", "d", epoch, 1, BLOCKS)
+    segment = encode_segment(header, np.zeros(0, EXTENT_DTYPE), b"", compression="none")
+    store.create(segment_name("item-1", "d", 1 << 28), segment.parts)
+    catalog.append_cuts(
+        [
+            AppliedCut(
+                epoch=epoch,
+                sequence=1,
+                manifest_sha256="",
+                time_ns=1,
+                consistency=Consistency.CRASH,
+                disks=(AppliedDisk(disk="d", size_bytes=4096, segments=(1 << 28,)),),
+            )
+        ]
+    )
     return store
 
 
@@ -63,3 +82,13 @@ def test_a_store_that_was_moved_is_where_it_was_found() -> None:
     stores = {"memory://elsewhere": _store("memory://west", 1, "east", "west")}
     (found,) = find_items(list(stores), stores.__getitem__).items
     assert found.urls == {"d": "memory://elsewhere"}
+
+
+def test_stores_of_both_directions_that_were_moved_are_not_taken_for_each_other() -> None:
+    stores = {
+        "memory://w": _store("memory://west", 1, "east", "west"),
+        "memory://e": _store("memory://east", 4, "west", "east"),
+    }
+    for urls in (list(stores), list(reversed(stores))):
+        newer, older = find_items(urls, stores.__getitem__).items
+        assert (newer.urls, older.urls) == ({"d": "memory://e"}, {"d": "memory://w"})
