@@ -43,8 +43,9 @@ class ObjectStore(Protocol):
         """Make the object exist with exactly these bytes, durably, visible whole or not at all.
 
         data: one buffer, or several to be stored one after the other.
-        Raises: ObjectExists if the name exists (with whatever content); settle a lost reply by
-        reading back. Never overwrites.
+        Raises: ObjectExists if the name exists, durably (with whatever content). Settle a lost
+        reply by reading back, and by asking once more if it has to be durable: after Unavailable an
+        object may be visible that is not. Never overwrites.
         """
 
     def get(self, name: str) -> bytes:

@@ -13,6 +13,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +85,8 @@ class Catalog:
         self._state = state
         self._snapshots = list(snapshots)
         self._claim = 0
+        self._doubted = 0
+        """A version that was to be created and may be there, durably or not; 0: none."""
 
     @classmethod
     def open(cls, store: ObjectStore, item_id: str) -> Catalog:
@@ -210,7 +213,11 @@ class Catalog:
             for data in found:
                 self._follow(data)
             if len(found) < width:
-                return
+                break
+        if 0 < self._doubted <= self._state.version:
+            name = record_name(self.item_id, self._state.version)
+            self._make_durable(name, read_small_object(self._store, name))
+            self._doubted = 0
 
     def _read_records(self, first: int, count: int) -> list[bytes]:
         """Return the stored bytes of `count` versions, or of those before the first missing one."""
@@ -395,19 +402,29 @@ class Catalog:
         self._store_snapshot()
 
     def _create(self, record: Record, data: bytes) -> bytes:
-        """Return the bytes that the record's version has now: `data`, or what came before it.
-
-        Raises: Unavailable when that cannot be found out.
+        """Return the bytes that the record's version has now, durably: `data`, or what came before
+        it. Raises: Unavailable when that cannot be found out.
         """
         name = record_name(self.item_id, record.version)
+        self._doubted = record.version
         try:
             self._store.create(name, data)
-            return data
+            found = data
         except (ObjectExists, Unavailable) as error:
             try:
-                return read_small_object(self._store, name)
+                found = read_small_object(self._store, name)
             except NotFound:
                 raise Unavailable(f"the catalog cannot be written: {error.message}") from error
+            if isinstance(error, Unavailable):
+                self._make_durable(name, found)
+        self._doubted = 0
+        return found
+
+    def _make_durable(self, name: str, data: bytes) -> None:
+        """Have an object that can be read be there after a power cut, too: a local store that could
+        not sync its directory shows what it would lose; what a create says is there is."""
+        with suppress(ObjectExists):
+            self._store.create(name, data)
 
     def _store_snapshot(self) -> None:
         """Store the full state now and then. It only saves time: failing to is no failure."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,8 @@ from leeward.core.errors import (
     Unavailable,
 )
 from leeward.model.recovery import Consistency, point_id
+from leeward.object_store import file as file_module
+from leeward.object_store.file import create_file_store
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import Buffer
 from leeward.replica.catalog import SNAPSHOT_VERSIONS, Catalog
@@ -247,6 +251,33 @@ def test_lost_request_can_be_repeated(store: FaultyStore) -> None:
         catalog.append_cuts([make_cut(1)])
     catalog.append_cuts([make_cut(1)])
     assert len(Catalog.open(store, "web").points) == 1
+
+
+def test_an_append_whose_directory_could_not_be_synced_is_not_taken_for_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record can be read although a power cut would take it away."""
+    catalog = Catalog.open(create_file_store(tmp_path), "web")
+    catalog.take_over(1)
+    failures, synced = [1, 1, 1], list[str]()
+
+    def sync(path: str) -> None:
+        if failures and failures.pop():
+            raise OSError(errno.EIO, "Input/output error")
+        synced.append(str(path))
+
+    monkeypatch.setattr(file_module, "_fsync_directory", sync)
+    with pytest.raises(Unavailable):
+        catalog.append_cuts([make_cut(1)])
+    assert Catalog.open(create_file_store(tmp_path), "web").points, "it can be read"
+    for _ in range(2):
+        failures[:] = [1]
+        with pytest.raises(Unavailable):
+            catalog.refresh()
+        assert synced == []
+    catalog.refresh()
+    assert synced == [str(tmp_path / "items/web/catalog")]
+    assert [point.sequence for point in catalog.points] == [1]
 
 
 def test_late_create_of_a_given_up_append_counts_once(store: FaultyStore) -> None:
