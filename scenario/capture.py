@@ -10,6 +10,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -163,9 +164,28 @@ def way_out(namespace: str, bridge: str) -> Iterator[None]:
     )
     try:
         namespaces.change(namespace, [f"link set {inner} master {bridge} up"])
+        wait_carries(namespace, inner)
+        wait_carries("", outer)
         yield
     finally:
         namespaces.change_host([f"link delete {outer}"])
+
+
+def wait_carries(namespace: str, device: str, *, seconds: float = 60.0) -> None:
+    """Return when the device ("" as namespace: of this process's own) carries frames.
+
+    The kernel tells a device, and the bridge it is a port of, that its other end is up when it
+    finds the time; until then both drop what they are given. Raises: TimeoutError.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        links = namespaces.links(namespace) if namespace else namespaces.host_links()
+        port = links[device].get("linkinfo", {}).get("info_slave_data", {})
+        if links[device]["operstate"] == "UP" and port.get("state", "forwarding") == "forwarding":
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{device} carries nothing: {links[device]}")
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -184,6 +204,8 @@ def outside_world() -> Iterator[str]:
         )
         commands = [f"address add {OUTSIDE}/24 dev eth0", "link set lo up", "link set eth0 up"]
         namespaces.change(world, commands)
+        wait_carries(world, "eth0")
+        wait_carries("", device)
         yield world
     finally:
         namespaces.remove(world)

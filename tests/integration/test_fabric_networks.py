@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from scenario.capture import wait_carries
 from tests.integration.fabric_rig import Rig, rig
 
 from leeward.core.errors import InvalidRequest
@@ -101,10 +102,12 @@ def station(stack: ExitStack, network: NetworkSpec, subnet: str, address: str) -
             f"route add default via {gateway}",
         ],
     )
+    wait_carries(name, "eth0")
+    wait_carries(namespace_of(network.network_id), device)
     return name
 
 
-def reaches(source: str, target: str, address: str, *, seconds: float = 15) -> bool:
+def reaches(source: str, target: str, address: str, *, seconds: float = 60) -> bool:
     """Say whether a TCP connection from namespace `source` to one in `target` carries a byte."""
     listener = namespaces.inside(target, lambda: socket.create_server((address, 7)))
 

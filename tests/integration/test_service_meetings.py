@@ -85,7 +85,7 @@ def test_two_hosts_meet_and_their_items_fail_over_to_one_moment(site: World) -> 
         wait_for(lambda: operator.get(group)["points"] >= 2, "shared points", 60)
         hosts[1].mood = "slow"
         wait_for(lambda: "held too late" in operator.get(group)["problem"], "void attempts")
-        assert max(hosts[0].held_seconds) < 2  # nobody was held for longer than the others' grace
+        assert max(hosts[0].held_seconds) < 30  # nobody is held until the others come
         hosts[1].mood = "well"
         points = len(operator.get(f"{group}/shared-points")["items"])
         wait_for(lambda: operator.get(group)["points"] > points, "shared points again", 60)

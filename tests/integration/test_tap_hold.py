@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from tests.integration.tap_rig import (
@@ -123,20 +123,26 @@ def write_of(client: NbdClient, data: bytes) -> threading.Thread:
 
 def test_marks_whose_holds_overlap_are_one_moment_of_both_vms() -> None:
     with two_vms() as ((first, tap_a), (second, tap_b)), Chain(first, second) as chain:
-        newest = 0
-        for attempt in range(20):
+        newest = overlaps = 0
+        for attempt in range(400):  # on a busy machine some of the holds run out
             taps = (tap_a, tap_b) if attempt % 2 else (tap_b, tap_a)
             marks = {}
             for tap in taps:
                 marks[id(tap)] = tap.hold()
                 time.sleep(0.02)  # long enough for many records, if they were acknowledged
-            assert all(tap.end_hold(marks[id(tap)]) for tap in taps)
+            lasted = [tap.end_hold(marks[id(tap)]) for tap in taps]
+            if not all(lasted):
+                continue
             a = newest_record(tap_a, marks[id(tap_a)])
             b = newest_record(tap_b, marks[id(tap_b)])
             assert b <= a <= b + 1, f"the second VM has {b}, the first {a}"
             assert b >= newest
             newest = b
             chain.progress()
+            overlaps += 1
+            if overlaps == 20:
+                break
+        assert overlaps == 20
         assert newest > 0
 
 
@@ -150,16 +156,21 @@ def test_marks_without_a_hold_are_not() -> None:
 def test_nothing_is_acknowledged_between_mark_and_release() -> None:
     with running_tap() as tap, NbdClient.connect(tap.socket, "sys", contexts=()) as disk:
         disk.write(0, b"before")
-        mark = tap.hold()
-        assert mark.position == 1
-        writing = write_of(disk, b"during")
-        writing.join(0.1)
-        assert writing.is_alive()
-        assert tap.journal.position() == mark.position + 1  # the mark itself
-        assert tap.end_hold(mark)
-        writing.join(GUARD_SECONDS)
-        assert not writing.is_alive()
-        assert bytes(tap.journal.payload(tap.journal.records(2, 3)[0])) == b"during"
+        for _ in range(20):  # on a busy machine a hold may run out
+            mark = tap.hold()
+            writing = write_of(disk, b"during")
+            writing.join(0.1)
+            waits, position = writing.is_alive(), tap.journal.position()
+            is_held = tap.end_hold(mark)
+            writing.join(GUARD_SECONDS)
+            assert not writing.is_alive()
+            if is_held:
+                assert waits
+                assert position == mark.position + 1  # the mark itself
+                after = tap.journal.records(position, position + 1)[0]
+                assert bytes(tap.journal.payload(after)) == b"during"
+                return
+        raise AssertionError(_log(tap))
 
 
 def test_a_hold_nobody_releases_ends_by_itself_and_does_not_count() -> None:
@@ -168,9 +179,7 @@ def test_a_hold_nobody_releases_ends_by_itself_and_does_not_count() -> None:
         disk.write(0, b"waits")  # until the tap has let go
         assert not tap.end_hold(mark)
         assert not tap.end_hold(tap.mark())
-        mark = tap.hold()
-        assert tap.end_hold(mark)
-        assert not tap.end_hold(mark)
+        assert any(_held_once(tap) for _ in range(20))
 
 
 def test_a_hold_ends_with_its_holder() -> None:
@@ -218,10 +227,23 @@ def test_a_connection_that_comes_voids_the_hold() -> None:
 
 def test_one_hold_at_a_time() -> None:
     with running_tap() as tap:
-        mark = tap.hold()
-        with pytest.raises(LeewardError, match="holds already"):
-            tap.hold()
-        assert tap.end_hold(mark)
+        for _ in range(20):  # on a busy machine the first may run out before the second comes
+            mark, second = tap.hold(), None
+            with suppress(LeewardError):
+                second = tap.hold()
+            if tap.end_hold(mark):
+                assert second is None
+                return
+            assert second is None or not tap.end_hold(mark)
+        raise AssertionError(_log(tap))
+
+
+def _held_once(tap: Tap) -> bool:
+    """Say whether a hold counted, which it does once; on a busy machine it may run out before."""
+    mark = tap.hold()
+    is_held = tap.end_hold(mark)
+    assert not tap.end_hold(mark)
+    return is_held
 
 
 def _log(tap: Tap) -> str:

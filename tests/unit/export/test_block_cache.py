@@ -105,9 +105,11 @@ def test_a_killed_writer_leaves_a_usable_cache(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
-        time.sleep(0.3)
+        cache, deadline = BlockCache(tmp_path, GIB), time.monotonic() + 60
+        while cache.get(key(20)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         writer.kill()
-    cache = BlockCache(tmp_path, GIB)
     found = 0
     while (data := cache.get(key(found))) is not None:
         assert data == bytes([found % 251]) * BLOCK_BYTES
