@@ -99,7 +99,7 @@ class HostAgent:
         self._storage_root = storage_root
         self._tunnel = tunnel
         self._identity = threading.Lock()
-        self._booting: dict[str, int] = {}
+        self._booting: dict[str, tuple[str, int]] = {}
         trimming = Trimming(driver, replications, trim_guest)
         self._verbs: Mapping[Verb, Callable[[Arguments], object]] = {
             Verb.ACCOUNT_CREATE: lambda a: fabric.create_account(from_plain(a, AccountSpec)),
@@ -184,7 +184,7 @@ class HostAgent:
         """The item's VM and replication of an older epoch are stopped."""
         vm_id = self._replications.vm_of(item_id)
         with self._identity:
-            if vm_id and not self._is_rightful(vm_id, epoch):
+            if vm_id and not self._is_rightful(item_id, epoch, vm_id):
                 self._replications.supersede(item_id, epoch)
 
     def announce(self, news: tuple[Announced, ...]) -> None:
@@ -220,19 +220,23 @@ class HostAgent:
 
     def _fence(self, fence: _Fence) -> None:
         with self._identity:
-            if not self._is_rightful(fence.vm_id, fence.epoch):
+            if not self._is_rightful(fence.item_id, fence.epoch, fence.vm_id):
                 self._replications.fence(fence.item_id, fence.epoch, fence.vm_id)
 
-    def _is_rightful(self, vm_id: str, epoch: int) -> bool:
-        """Say whether the VM here is of that epoch or a later one: what comes late to stop an
-        earlier one, which has failed back since, must not stop it."""
-        return max(self._booting.get(vm_id, 0), self._recoveries.epoch_of(vm_id)) >= epoch
+    def _is_rightful(self, item_id: str, epoch: int, vm_id: str) -> bool:
+        """Say whether the VM here is the item's, of that epoch or a later one: what comes late to
+        stop an earlier one, which has failed back since, must not stop it. Another item may have
+        booted the VM first, under epochs of its own."""
+        booting_item, booting_epoch = self._booting.get(vm_id, ("", 0))
+        booting = booting_epoch if booting_item == item_id else 0
+        return max(booting, self._recoveries.epoch_of(vm_id, item_id)) >= epoch
 
     def _boot(self, spec: BootSpec) -> VmStatus:
-        with self._identity:  # a fence under way ends first, a later one sees this
-            self._booting[spec.vm.vm_id] = spec.epoch
-            self._replications.give_way(spec.item_id, spec.epoch)
+        vm_id = spec.vm.vm_id
         try:
+            with self._identity:  # a fence under way ends first, a later one sees this
+                self._booting[vm_id] = (spec.item_id, spec.epoch)
+                self._replications.give_way(spec.item_id, spec.epoch)
             return self._recoveries.boot(spec)
         finally:
-            self._booting.pop(spec.vm.vm_id, None)
+            self._booting.pop(vm_id, None)

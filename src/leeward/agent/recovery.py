@@ -163,10 +163,11 @@ class Recoveries:
         disks = tuple(replica.disk for replica in record.boot.replicas)
         return self._export_of(record.boot).socket, disks
 
-    def epoch_of(self, vm_id: str) -> int:
-        """Return the epoch under which the VM was booted from a recovery point; 0: it was not."""
+    def epoch_of(self, vm_id: str, item_id: str) -> int:
+        """Return the epoch under which the VM was booted from a recovery point of the item; 0: it
+        was not."""
         record = self._known.get(vm_id)
-        return record.boot.epoch if record is not None else 0
+        return record.boot.epoch if record is not None and record.boot.item_id == item_id else 0
 
     def ensure_export(self, vm_id: str) -> None:
         """The export that the VM still reads from runs; call it before the VM is started."""

@@ -24,7 +24,7 @@ from leeward.agent.recovery import Recoveries
 from leeward.agent.replication import Replications
 from leeward.agent.scripts import Scripts
 from leeward.core.codec import from_plain, to_plain
-from leeward.core.errors import Conflict, Fenced, InvalidRequest, NotFound
+from leeward.core.errors import Conflict, Fenced, InvalidRequest, NotFound, Unavailable
 from leeward.model.drills import DiskDigest
 from leeward.model.resources import PowerState
 from leeward.object_store.open import open_store
@@ -52,12 +52,13 @@ class Host:
             FakeExports(calls),
             lambda boot, export: FakeHydrator(boot.vm.vm_id, calls),
         )
+        self.replications = Replications(
+            self.driver, directory / "replications", lambda spec, _: FakeReplicator(spec, calls)
+        )
         self.agent = HostAgent(
             self.driver,
             FabricVerbs(self.driver, self.storage),
-            Replications(
-                self.driver, directory / "replications", lambda spec, _: FakeReplicator(spec, calls)
-            ),
+            self.replications,
             recoveries,
             seed=lambda spec: SeedResult(is_seeded=True),
             trim_guest=lambda path: calls.append("trim the guest"),
@@ -234,6 +235,37 @@ def test_a_fence_that_comes_late_does_not_stop_what_has_failed_back_since(host: 
     host.do(Verb.VM_STOP, {"vm_id": "web-1", "force": False})
     host.do(Verb.VM_START, {"vm_id": "web-1"})  # what was superseded here is forgotten
     host.do(Verb.REPLICATION_FENCE, {"item_id": "item-1", "epoch": 6, "vm_id": "web-1"})
+    assert host.driver.vms == {"web-1": PowerState.STOPPED}
+
+
+def test_a_fence_stops_what_another_item_has_booted_here(host: Host) -> None:
+    """The VM that one item failed over to is the source of the next one, whose epochs are its own:
+    that this host booted it under the former's epoch 2 says nothing about the latter's."""
+    for order in (Verb.REPLICATION_FENCE, None):
+        host.do(Verb.RECOVERY_BOOT, replace(boot_spec(), epoch=2))
+        host.do(Verb.REPLICATION_START, replace(replication_spec(), item_id="item-2"))
+        if order:
+            host.do(order, {"item_id": "item-2", "epoch": 2, "vm_id": "web-1"})
+        else:
+            host.agent.supersede("item-2", 2)
+        assert host.driver.vms == {"web-1": PowerState.STOPPED}
+        host.do(Verb.REPLICATION_STOP, {"item_id": "item-2"})
+        host.do(Verb.RECOVERY_DISCARD, {"vm_id": "web-1"})
+
+
+def test_a_boot_that_came_to_nothing_keeps_no_fence_away(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(item_id: str, epoch: int) -> None:
+        raise Unavailable("QEMU cannot be freed now")
+
+    host.driver.vms["web-1"] = PowerState.RUNNING
+    host.do(Verb.REPLICATION_START, replication_spec())
+    with monkeypatch.context() as patch:
+        patch.setattr(host.replications, "give_way", refuse)
+        with pytest.raises(Unavailable):
+            host.do(Verb.RECOVERY_BOOT, replace(boot_spec(), epoch=5))
+    host.do(Verb.REPLICATION_FENCE, {"item_id": "item-1", "epoch": 2, "vm_id": "web-1"})
     assert host.driver.vms == {"web-1": PowerState.STOPPED}
 
 
