@@ -7,6 +7,7 @@ Owns: what to replicate (so that it goes on after a restart, service or not) and
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from leeward.agent.records import Records
 from leeward.core.errors import (
+    Conflict,
     Fenced,
     HypervisorRefused,
     LeewardError,
@@ -76,6 +78,9 @@ class Replications:
         self._lock = threading.Lock()
         self._known: dict[str, ReplicationRecord] = self._records.all()
         self._running: dict[str, ReplicatorPort] = {}
+        self._starts: Counter[str] = Counter()
+        self._power = threading.Lock()
+        """Held while it is settled whether a drained VM ends or has been started again."""
         self._is_shut_down = False
         self._changed: Callable[[], None] = lambda: None
 
@@ -148,20 +153,25 @@ class Replications:
         agent was killed on the way, it goes on from there; starting the VM undoes it.
 
         Raises: NotFound when this host does not replicate it under that epoch; Conflict when the VM
-        does not run; Unavailable when not all got to the cache: the VM is halted then.
+        does not run, or was started again meanwhile: whoever asked has given up, and it runs on;
+        Unavailable when not all got to the cache: the VM is halted then.
         """
         record = self._known.get(wanted.item_id)
         running = self._running.get(wanted.item_id)
         if record is None or running is None or record.spec.epoch != wanted.epoch:
             raise NotFound(f"{wanted.item_id} is not replicated from here at epoch {wanted.epoch}")
-        if record.drained is None:
+        starts, drained = self._starts[wanted.vm_id], record.drained
+        if drained is None:
             is_off = self._driver.halt_vm(wanted.vm_id, power_off_seconds=wanted.power_off_seconds)
             sequence = running.drain(seconds=wanted.drain_seconds)
-            record = replace(record, drained=DrainResult(sequence=sequence, is_guest_off=is_off))
-            self._remember(record)
-        assert record.drained is not None
-        self._driver.stop_vm(wanted.vm_id, force=False)
-        return record.drained
+            drained = DrainResult(sequence=sequence, is_guest_off=is_off)
+        with self._power:
+            if self._starts[wanted.vm_id] != starts:
+                raise Conflict(f"{wanted.vm_id} was started again while it was being drained")
+            if record.drained is None:
+                self._remember(replace(record, drained=drained))
+            self._driver.stop_vm(wanted.vm_id, force=False)
+        return drained
 
     def freeze(self, wanted: FreezeSpec) -> FreezeReport:
         """Return what an attempt at an application-consistent point came to, now.
@@ -204,9 +214,11 @@ class Replications:
 
     def note_start(self, vm_id: str) -> None:
         """The VM is about to write again: what was drained is not all any more."""
-        for record in list(self._known.values()):
-            if record.spec.vm_id == vm_id and record.drained is not None:
-                self._remember(replace(record, drained=None))
+        with self._power:
+            self._starts[vm_id] += 1
+            for record in list(self._known.values()):
+                if record.spec.vm_id == vm_id and record.drained is not None:
+                    self._remember(replace(record, drained=None))
 
     def fence(self, item_id: str, epoch: int, vm_id: str) -> None:
         """The VM does not run, and no replication older than `epoch` runs or ever starts again."""

@@ -12,7 +12,7 @@ from tests.unit.agent.fakes import FakeDriver, FakeReplicator, replication_spec
 from leeward.agent import replication
 from leeward.agent.meetings import attempt_of
 from leeward.agent.replication import Replications
-from leeward.core.errors import Fenced, NotFound, Unavailable
+from leeward.core.errors import Conflict, Fenced, NotFound, Unavailable
 from leeward.model.recovery import ReplicationState, SharedMark
 from leeward.model.resources import PowerState
 from leeward.protocol.fabric import DrainResult, DrainSpec, ReplicationSpec
@@ -224,6 +224,29 @@ def test_a_vm_that_was_started_again_is_drained_anew(host: Host) -> None:
     host.driver.vms["web-1"] = PowerState.RUNNING
     host.calls.clear()
     agent.drain(DRAIN)
+    assert host.calls == ["halt web-1", "drain item-1", "stop web-1"]
+
+
+def test_a_vm_started_again_while_it_is_drained_runs_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planned failover that is cancelled has the source started while the host still drains."""
+    agent = host.agent()
+    agent.start(replication_spec())
+    drain = FakeReplicator.drain
+
+    def overtaken(replicator: FakeReplicator, *, seconds: float) -> int:
+        agent.note_start("web-1")
+        host.driver.start_vm("web-1")
+        return drain(replicator, seconds=seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeReplicator, "drain", overtaken)
+        with pytest.raises(Conflict, match="started again"):
+            agent.drain(DRAIN)
+    assert host.driver.vms["web-1"] is PowerState.RUNNING
+    host.calls.clear()
+    agent.drain(DRAIN)  # what it has written since is no less to be sent
     assert host.calls == ["halt web-1", "drain item-1", "stop web-1"]
 
 
