@@ -220,6 +220,29 @@ def test_stopped_watchdog_blames_no_tap_and_is_replaced() -> None:
         assert ensure_watchdog(tap.config.run_dir, tap.config.data_dir) == successor
 
 
+def test_logs_on_a_full_disk_keep_nobody_from_freeing_the_guest() -> None:
+    with tap_config() as config:
+        logs = config.data_dir / "logs"
+        logs.mkdir(parents=True)
+        names = ("watchdog.log", f"tap-{config.item_id}.log")
+        for name in names:
+            (logs / name).symlink_to("/dev/full")
+        try:
+            tap = Tap.start_or_adopt(config)
+        finally:
+            for name in names:
+                (logs / name).unlink()  # when a test fails they are read
+        with raw(tap) as connection:
+            connection.sendall(request(1, 0, 512, b"x" * 512))
+            assert reply(connection) == (0, 7)
+            freeze(tap.pid)
+            connection.sendall(request(1, 0, 512, b"y" * 512))
+            assert closed(connection)
+        os.kill(tap.pid, signal.SIGCONT)
+        assert tap.is_alive()
+        tap.close()
+
+
 def test_tap_is_adopted_or_replaced() -> None:
     with tap_config() as config:
         tap = Tap.start_or_adopt(config)

@@ -188,7 +188,9 @@ def test_a_guard_that_only_thaws_says_at_once_that_it_is_alive(make: Make) -> No
 
 
 @contextmanager
-def process(channel: Channel, **changes: object) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    channel: Channel, log: Path = Path("/dev/stderr"), **changes: object
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run the guard as it is run; afterwards neither of its processes is there."""
     config = channel.result.with_name("config.json")
     said = {
@@ -202,7 +204,9 @@ def process(channel: Channel, **changes: object) -> Iterator[subprocess.Popen[by
     }
     config.write_text(json.dumps(said | changes))
     argv = [sys.executable, "-m", "leeward.mobility.thaw_guard", str(config)]
-    with subprocess.Popen(argv, start_new_session=True) as guard:
+    with log.open("ab") as stderr:
+        guard = subprocess.Popen(argv, start_new_session=True, stderr=stderr)
+    with guard:
         try:
             yield guard
             wait_until(lambda: not guards_of(config), "no guard is left", seconds=60)
@@ -257,6 +261,22 @@ def test_a_guard_that_is_killed_has_its_guest_thawed_with_no_agent_about(
         wait_until(partial(is_over, channel), "the guest is thawed", seconds=60)
     assert channel.asked == ["freeze", "thaw"]
     assert channel.said() == {"problem": "the thaw guard died", "is_over": True}
+
+
+def test_a_full_disk_leaves_no_guest_frozen(make: Make) -> None:
+    """Neither result nor log can be written: the guest is thawed all the same, by the first process
+    when the freeze takes too long, and by the second one when that was killed."""
+    channel = make(answer_thaws)
+    channel.result.with_suffix(".new").symlink_to("/dev/full")
+    full = Path("/dev/full")
+    with process(channel, log=full, freeze_seconds=0.3, thaw_seconds=0.3) as guard:
+        assert guard.wait(60) == 0
+    assert channel.asked == ["freeze", "thaw", "thaw"]  # the second one was answered
+    with process(channel, log=full) as guard:
+        wait_until(partial(freezing, channel, 2), "the guest is being frozen", seconds=60)
+        guard.kill()
+    assert channel.asked[3:] == ["freeze", "thaw"]
+    assert not channel.result.exists()
 
 
 def test_a_guard_that_hangs_has_its_guest_thawed_with_no_agent_about(make: Make) -> None:

@@ -64,14 +64,14 @@ class Supervisor:
                 return
             lived = time.monotonic() - began
             back_off = 0.0 if lived > HEALTHY_SECONDS else self._longer(back_off)
-            print(f"export server ended: status {status} after {lived:.1f} s", flush=True)
+            _say(f"export server ended: status {status} after {lived:.1f} s")
             self._pause(max(back_off, self._limit_seconds()))
 
     def _serve_once(self) -> int:
         try:
             self._server = subprocess.Popen(self._argv, pass_fds=(self._listener,))
         except OSError as error:  # out of processes or memory: later, perhaps
-            print(f"cannot start the export server: {error}", flush=True)
+            _say(f"cannot start the export server: {error}")
             return -1
         self._note_server(self._server.pid)
         if self._stopped:  # SIGTERM came while it was being started
@@ -97,6 +97,11 @@ class Supervisor:
         end = time.monotonic() + seconds
         while not self._stopped and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a full disk must not cost the guest its server
+        os.write(sys.stdout.fileno(), line.encode() + b"\n")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ is remembered of the newest. Must not know: how a guest is frozen (thaw_guard.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,7 +195,8 @@ def _read(path: Path) -> FreezeReport | None:
 
 
 def _write(path: Path, report: FreezeReport) -> None:
-    """Not synced: what a crash of the host takes is an attempt that is made once more."""
+    """Not synced, and not at all on a full disk: then an attempt is made once more."""
     new = path.with_name(path.name + ".new")
-    new.write_bytes(to_json(report))
-    new.replace(path)
+    with suppress(OSError):
+        new.write_bytes(to_json(report))
+        new.replace(path)

@@ -18,6 +18,7 @@ from typing import Any
 
 from leeward.mobility import link
 from leeward.mobility.connection import Connection, Gone, OutOfRoom
+from leeward.mobility.events import log
 from leeward.mobility.guard import Guard
 from leeward.mobility.handshake import Malformed
 from leeward.mobility.journal_writer import FLAG_FROZEN, KIND_MARK, JournalWriter
@@ -148,7 +149,7 @@ class Tap:
         if any(other.disk == connection.disk for other in self._serving.values()):
             self._break("a newer connection took the disk over")
         self._serving[fd] = connection
-        _log("connected", disk=self._disks[connection.disk][0], position=self._journal.position)
+        log("connected", disk=self._disks[connection.disk][0], position=self._journal.position)
 
     def _end(self, connection: Connection, error: Exception) -> None:
         """Close one connection, and all others of the VM unless it ended politely.
@@ -166,7 +167,7 @@ class Tap:
         self._end_hold("a connection ended")
         disk = self._disks[connection.disk][0]
         if isinstance(error, Gone) and error.politely:
-            _log("disconnected", disk=disk, position=self._journal.position)
+            log("disconnected", disk=disk, position=self._journal.position)
             return
         self._break(f"{disk}: {error}")
 
@@ -177,7 +178,7 @@ class Tap:
             connection.close()
         self._serving.clear()
         self._end_hold(reason)
-        _log("connections_broken", reason=reason, position=self._journal.position)
+        log("connections_broken", reason=reason, position=self._journal.position)
 
     # Holding acknowledgements
 
@@ -208,7 +209,7 @@ class Tap:
         for connection in self._serving.values():
             connection.go_on()
         if problem:
-            _log("hold_void", reason=problem, position=self._journal.position)
+            log("hold_void", reason=problem, position=self._journal.position)
 
     # Time
 
@@ -221,7 +222,7 @@ class Tap:
             if now - connection.opened > HANDSHAKE_SECONDS_MAX:
                 self._end(connection, Malformed("handshake took too long"))
         if self._detached_reason and self._has_room():
-            _log("accepting_again", position=self._journal.position)
+            log("accepting_again", position=self._journal.position)
             self._detached_reason = ""
         if now - self._trimmed >= TRIM_SECONDS:
             self._trimmed = now
@@ -262,7 +263,7 @@ class Tap:
     def _stop_if_lost(self) -> None:
         """End a tap that no guest uses and no agent can find again: its directory is gone."""
         if not self._serving and link.inode(self._control_path) != self._control_inode:
-            _log("stopping_unreachable")
+            log("stopping_unreachable")
             self._stopping = True
 
     # The agent
@@ -332,11 +333,6 @@ class Tap:
             "detached_reason": self._detached_reason,
             "guarded": self._guard.is_present,
         }
-
-
-def _log(event: str, **fields: object) -> None:
-    record = {"event": event, "time": round(time.time(), 3), **fields}
-    print(json.dumps(record), file=sys.stderr, flush=True)
 
 
 def main() -> None:

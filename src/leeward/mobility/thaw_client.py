@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leeward.core.clock import Clock
+from leeward.core.errors import Unavailable
 from leeward.fabric.processes import end, find, spawn
 
 FREEZE_SECONDS = 10.0
@@ -58,7 +59,6 @@ class ThawGuard:
     def start(self, agent: Path, tap: Path) -> None:
         """Have the guest frozen, marked at the tap's control socket and thawed. Nothing is waited
         for. Raises: Unavailable."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._result.unlink(missing_ok=True)
         config = {
             "agent": str(agent),
@@ -99,14 +99,18 @@ class ThawGuard:
 
     def _spawn(self, config: dict[str, object]) -> None:
         new = self._config.with_suffix(".new")
-        new.write_text(json.dumps(config))
-        new.replace(self._config)
-        self._since = self._clock.monotonic()
-        spawn(
-            [sys.executable, "-m", "leeward.mobility.thaw_guard", str(self._config)],
-            pid_file=self._pid_file,
-            log_file=self._log_file,
-        )
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.write_text(json.dumps(config))
+            new.replace(self._config)
+            self._since = self._clock.monotonic()
+            spawn(
+                [sys.executable, "-m", "leeward.mobility.thaw_guard", str(self._config)],
+                pid_file=self._pid_file,
+                log_file=self._log_file,
+            )
+        except OSError as error:
+            raise Unavailable(f"no thaw guard can be started: {error.strerror}") from error
 
     @property
     def _config(self) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from leeward.mobility import link
+from leeward.mobility.events import log
 from leeward.mobility.guest_agent import AgentError, AgentGone, AgentRefused, GuestAgent
 from leeward.mobility.standby import Standby, start_standby
 
@@ -61,7 +62,7 @@ class Guard:
 
     def _take_over(self, problem: str) -> None:
         self._standby = None
-        _log("guard_replaced", problem=problem)
+        log("guard_replaced", problem=problem)
         self.thaw({"problem": problem})
 
     def freeze(self) -> None:
@@ -119,10 +120,10 @@ class Guard:
                     break
                 time.sleep(MARK_SECONDS)
             except AgentRefused as error:
-                _log("thaw_refused", problem=str(error))
+                log("thaw_refused", problem=str(error))
                 time.sleep(MARK_SECONDS)
             except AgentError as error:
-                _log("thaw_unanswered", problem=str(error))
+                log("thaw_unanswered", problem=str(error))
             else:
                 break
         self._report(result, is_over=True)
@@ -138,7 +139,8 @@ class Guard:
         return False
 
     def _report(self, result: Result, *, is_over: bool) -> None:
-        """Write the result down, whole or not at all; nobody may want it any more.
+        """Write the result down, whole or not at all, if that can be done; nobody may want it any
+        more, and a guest is thawed without it.
 
         The second process hears first that the guest is thawed: it must not thaw into the next
         freeze, which can begin as soon as the result is there.
@@ -149,10 +151,10 @@ class Guard:
         elif self._standby is not None:
             self._standby.beat()
         new = self._result.with_suffix(".new")
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             new.write_text(json.dumps({**result, "is_over": is_over}))
             new.replace(self._result)
-        _log("freeze_result", is_over=is_over, **result)
+        log("freeze_result", is_over=is_over, **result)
 
 
 def _set_mark(tap: socket.socket) -> Result:
@@ -165,11 +167,6 @@ def _set_mark(tap: socket.socket) -> Result:
     if answer is None or "position" not in answer:
         return {"problem": "the VM's tap has no room for a mark"}
     return {"instance": answer["instance"], "position": answer["position"]}
-
-
-def _log(event: str, **fields: object) -> None:
-    record = {"event": event, "time": round(time.time(), 3), **fields}
-    print(json.dumps(record), file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from leeward.mobility import link
+from leeward.mobility.events import log
 
 STALE_SECONDS = 0.6
 """Three beats of a tap."""
@@ -113,7 +114,7 @@ class Watchdog:
     def _cut(self, tap: GuardedTap, reason: str) -> None:
         if tap.connections:
             tap.cuts += 1
-            _log("connections_cut", item=tap.item, reason=reason, count=len(tap.connections))
+            log("connections_cut", item=tap.item, reason=reason, count=len(tap.connections))
         if not self._ended:
             self._discard_at = time.monotonic() + DISCARD_SECONDS
         for connection in list(tap.connections.values()):
@@ -251,7 +252,7 @@ class Watchdog:
         self._watch(peer, lambda: self._hear(tap, peer))
         self._listen(tap, path)
         peer.send(link.BEAT)
-        _log("tap_guarded", item=item)
+        log("tap_guarded", item=item)
 
     def _hear(self, tap: GuardedTap, peer: socket.socket) -> None:
         """Read what the tap has said, up to a heartbeat; what follows one wakes us again."""
@@ -297,11 +298,6 @@ def _describe(tap: GuardedTap) -> dict[str, object]:
         "cuts": tap.cuts,
         "listening": tap.listener is not None,
     }
-
-
-def _log(event: str, **fields: object) -> None:
-    record = {"event": event, "time": round(time.time(), 3), **fields}
-    print(json.dumps(record), file=sys.stderr, flush=True)
 
 
 def main() -> None:

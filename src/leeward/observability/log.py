@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def configure_logging(*, stream: TextIO = sys.stderr, as_json: bool | None = None) -> None:
-    """Send every log line to `stream`: readable on a terminal, JSON elsewhere unless told."""
+    """Send every log line to `stream`: readable on a terminal, JSON elsewhere unless told. Lines
+    that it does not take, on a full disk or with nobody at its other end, are lost."""
     import structlog
 
     render_json = not stream.isatty() if as_json is None else as_json
@@ -33,9 +35,24 @@ def configure_logging(*, stream: TextIO = sys.stderr, as_json: bool | None = Non
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lossy(stream))),
         cache_logger_on_first_use=True,
     )
+
+
+class _Lossy:
+    """A stream that raises nothing: whoever logs has more important things to do."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class _Logger:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import threading
 from functools import partial
 
+import structlog
+
 from leeward.agent.lanes import Lanes
+from leeward.observability.log import configure_logging, get_logger
 
 
 def test_tasks_of_one_key_run_in_order_while_other_keys_go_on() -> None:
@@ -57,3 +63,31 @@ def test_a_task_that_fails_does_not_stop_its_lane() -> None:
     lanes.submit("a", reached.set)
     assert reached.wait(60)
     lanes.close()
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_stops_no_lane() -> None:
+    """Else a fence would wait for as long as a disk is full, and in that lane for ever."""
+    before = structlog.get_config()
+    configure_logging(stream=FullDisk())
+    try:
+        lanes = Lanes(workers=1, queued_max=10)
+        reached = threading.Event()
+
+        def fail() -> None:
+            raise RuntimeError("on purpose")
+
+        def log_and_set() -> None:
+            get_logger().info("command_started")
+            reached.set()
+
+        lanes.submit("a", fail)
+        lanes.submit("a", log_and_set)
+        assert reached.wait(60)
+        lanes.close()
+    finally:
+        structlog.configure(**before)
