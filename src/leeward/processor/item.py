@@ -235,12 +235,8 @@ class ItemProcessor:
         return replace(found.report, heals=found.report.heals and not dry_run)
 
     def _quarantine(self, catalog: Catalog, found: Findings) -> None:
-        """Have the catalog say which points are damaged; those that came while the scrub read lie
-        upon the newest one it saw."""
-        ids = [point.id for point in catalog.points]
-        affected = set(found.report.quarantined)
-        if found.report.heals and found.newest in ids:
-            affected |= set(ids[ids.index(found.newest) :])
+        """Have the catalog say which points are damaged."""
+        affected = set(found.report.quarantined) | found.lie_upon_damage(catalog.points)
         self._gap_at = 0.0
         self._doubted = found.segments
         catalog.quarantine(affected, released=catalog.quarantined - affected)

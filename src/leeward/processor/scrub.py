@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from leeward.core.errors import DataIntegrity, NotFound, SegmentCorrupt, Unavailable
+from leeward.model.recovery import RecoveryPoint
 from leeward.object_store.store import ObjectStore
 from leeward.protocol.messages import ScrubReport
 from leeward.replica.catalog import Catalog
@@ -39,12 +40,20 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a scrub found. newest: the newest point it knew; report.heals: that one is damaged.
-    segments: disk → ids of those that are damaged, of disks with nothing else damaged."""
+    """What a scrub found. newest: the newest point it knew, if any; report.heals: that one is
+    damaged. segments: disk → ids of those that are damaged, of disks with nothing else damaged."""
 
     report: ScrubReport
-    newest: str
+    newest: RecoveryPoint | None
     segments: dict[str, frozenset[int]]
+
+    def lie_upon_damage(self, points: Sequence[RecoveryPoint]) -> set[str]:
+        """Return the ids of those of the points that came while the scrub read and
+        lie upon the newest one it knew, damaged: that one may have been dropped meanwhile."""
+        if self.newest is None or not self.report.heals:
+            return set()
+        newest = (self.newest.epoch, self.newest.sequence)
+        return {point.id for point in points if (point.epoch, point.sequence) > newest}
 
 
 def read_everything(
@@ -62,7 +71,7 @@ def read_everything(
         raise Unavailable("the worker stops; the scrub begins again with the next one")
     catalog.refresh()
     affected = damaged_points(catalog, stores, damages)
-    newest = catalog.points[-1].id if catalog.points else ""
+    newest = catalog.points[-1] if catalog.points else None
     report = ScrubReport(
         item_id=catalog.item_id,
         objects=sum(damage.objects for damage in damages.values()),
@@ -73,7 +82,7 @@ def read_everything(
             for name, problem in sorted(damage.names.items())
         ),
         quarantined=tuple(sorted(affected)),
-        heals=newest in affected,
+        heals=newest is not None and newest.id in affected,
     )
     segments = {
         disk: frozenset(damage.segments)

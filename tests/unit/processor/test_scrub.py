@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.simulation.world import DISKS, ITEM, SECTOR, Source, World, drain
@@ -10,7 +11,10 @@ from tests.simulation.world import DISKS, ITEM, SECTOR, Source, World, drain
 from leeward.core.errors import ChainBroken, LeewardError
 from leeward.mobility.upload import Uploader
 from leeward.model.recovery import Consistency
+from leeward.processor import item as item_module
+from leeward.processor import scrub as scrub_module
 from leeward.processor.item import ItemProcessor
+from leeward.processor.scrub import Findings
 from leeward.processor.seal import seal_catalog
 from leeward.replica.segment import decode_table
 
@@ -163,3 +167,30 @@ def test_a_failover_never_ends_at_a_damaged_point() -> None:
         assert world.points()[-1].id in quarantined
         sealed = seal_catalog(world.catalog(), epoch=1, new_epoch=2)
         assert sealed.id not in quarantined
+
+
+def test_points_that_came_while_the_scrub_read_are_quarantined_though_its_newest_was_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scrub of a big replica outlasts the points it knew."""
+    world, source = World(), Source(7)
+    with world.uploader() as uploader, world.processor() as processor:
+        uploader.upload(source.whole_cut())
+        upload(uploader, processor, source, CUTS)
+        oldest, newest = world.points()[0].id, world.points()[-1].id
+        for at in objects(world, "segments"):
+            damage(world, at, flip)
+
+        def read_slowly(*arguments: Any, **more: Any) -> Findings:
+            found = scrub_module.read_everything(*arguments, **more)
+            for _ in range(2):  # whole blocks: nothing old is merged into them
+                uploader.upload(source.next_cut(ranges=[(0, 0, 8 * SECTOR)]))
+            drain(processor)
+            processor.drop_points(lambda points: [oldest, newest])
+            return found
+
+        monkeypatch.setattr(item_module, "read_everything", read_slowly)
+        assert processor.scrub().heals
+        assert processor.awaits_restart
+        assert unreadable(world) <= world.catalog().quarantined
+        assert newest not in {point.id for point in world.points()}
