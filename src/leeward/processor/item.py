@@ -336,13 +336,16 @@ class ItemProcessor:
             self._clock,
             seconds=drain_seconds,
         )
-        if not is_drained:  # the step that hangs holds the lock; a claim of ours shuts it out
-            catalog = Catalog.open(self._catalog_store, self._spec.item_id)
-            return self._sealed(catalog, new_epoch)
-        with self._lock:
-            if self._catalog is None:
-                self._catalog = Catalog.open(self._catalog_store, self._spec.item_id)
-            return self._sealed(self._catalog, new_epoch)
+        if is_drained and self._lock.acquire(timeout=drain_seconds):
+            try:
+                if self._catalog is None:
+                    self._catalog = Catalog.open(self._catalog_store, self._spec.item_id)
+                return self._sealed(self._catalog, new_epoch)
+            finally:
+                self._lock.release()
+        # a step that hangs, of whoever's, holds the lock; a claim of ours shuts it out
+        catalog = Catalog.open(self._catalog_store, self._spec.item_id)
+        return self._sealed(catalog, new_epoch)
 
     def _sealed(self, catalog: Catalog, new_epoch: int) -> RecoveryPoint:
         point = seal_catalog(catalog, epoch=self._spec.epoch, new_epoch=new_epoch)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.simulation.world import EPOCH, ITEM, URLS, Source, World, drain
@@ -16,6 +18,7 @@ from leeward.model.recovery import Consistency, SharedMark
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import Buffer
 from leeward.processor import apply as apply_module
+from leeward.processor import item as item_module
 from leeward.processor.item import ItemProcessor
 from leeward.replica.manifest import (
     AppliedMarker,
@@ -509,6 +512,30 @@ def test_seal_does_not_wait_for_a_cache_that_hangs(
         with pytest.raises(Fenced):
             drain(processor)
     assert [p.sequence for p in world.points()] == [1, 2]
+
+
+def test_seal_does_not_wait_for_another_step_that_hangs(
+    world: World, source: Source, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop's own, begun when draining had just ended."""
+    with world.processor() as processor, ThreadPoolExecutor(2) as threads:
+        upload(world, source, 2)
+        drain(processor)
+
+        def drained_then_hung(*arguments: Any, **more: Any) -> bool:
+            gate.opened.clear()
+            threads.submit(processor.step)
+            while not processor._lock.locked():
+                time.sleep(0.001)
+            return True
+
+        monkeypatch.setattr(item_module, "drain_aside", drained_then_hung)
+        try:
+            assert threads.submit(processor.seal, 2, 0.2).result(60).sequence == 2
+        finally:
+            gate.opened.set()
+        with pytest.raises(Fenced):
+            processor.step()
 
 
 def test_seal_stops_before_damage(world: World, source: Source) -> None:
