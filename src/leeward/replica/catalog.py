@@ -87,6 +87,7 @@ class Catalog:
         self._claim = 0
         self._doubted = 0
         """A version that was to be created and may be there, durably or not; 0: none."""
+        self._snapshot_tried = 0
 
     @classmethod
     def open(cls, store: ObjectStore, item_id: str) -> Catalog:
@@ -430,10 +431,11 @@ class Catalog:
         """Store the full state now and then. It only saves time: failing to is no failure."""
         newest = self._snapshots[-1] if self._snapshots else 0
         version = self._state.version
-        if version - newest < SNAPSHOT_VERSIONS:
+        if version - max(newest, self._snapshot_tried) < SNAPSHOT_VERSIONS:
             return
-        data = seal_envelope(KIND_SNAPSHOT, self.epoch, self._state, self._keys.writing)
+        self._snapshot_tried = version
         try:
+            data = seal_envelope(KIND_SNAPSHOT, self.epoch, self._state, self._keys.writing)
             self._store.create(snapshot_name(self.item_id, version), data)
         except ObjectExists:
             pass

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,8 @@ from leeward.object_store import file as file_module
 from leeward.object_store.file import create_file_store
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import Buffer
+from leeward.replica import catalog as catalog_module
+from leeward.replica import envelope as envelope_module
 from leeward.replica.catalog import SNAPSHOT_VERSIONS, Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk, LoggedCut, State
 from leeward.replica.envelope import KIND_SNAPSHOT, parse_envelope, seal_envelope
@@ -328,6 +331,27 @@ def test_opening_reads_a_snapshot_and_what_follows(store: FaultyStore) -> None:
     claim = reopened.take_over(1)
     reopened.append_cuts([make_cut(sequences[-1] + 1)])
     assert claim == 2
+
+
+def test_a_state_too_big_for_a_snapshot_fails_no_append(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envelope_module, "BODY_MAX", 32 << 10)
+    catalog = owned(store)
+    tries: list[bytes] = []
+
+    def seal(kind: bytes, *arguments: Any) -> bytes:
+        tries.append(kind)
+        return seal_envelope(kind, *arguments)
+
+    monkeypatch.setattr(catalog_module, "seal_envelope", seal)
+    sequences = range(1, SNAPSHOT_VERSIONS + 20)
+    for sequence in sequences:
+        catalog.append_cuts([make_cut(sequence)])
+    assert tries.count(KIND_SNAPSHOT) == 1, "making one in vain at every append takes its time"
+    assert store.list(snapshots_prefix("web")) == []
+    reopened = Catalog.open(store, "web")
+    assert [point.sequence for point in reopened.points] == list(sequences)
 
 
 def test_bad_snapshots_are_passed_over(store: FaultyStore) -> None:
