@@ -8,7 +8,7 @@ not silently dropped.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -296,6 +296,10 @@ class GroupFailoverBody(Body):
     )
 
 
+class GroupChangeBody(Body):
+    recovery_point: str = Field(description="latest-shared, or the id of a shared point")
+
+
 class ScrubBody(Body):
     dry_run: bool = False
 
@@ -429,6 +433,15 @@ class PlanGroupBody(Body):
         )
 
 
+PlanPoint = Annotated[
+    Literal["latest", "latest-processed", "latest-app-consistent", "latest-shared"],
+    Field(
+        description="latest-shared: items of a consistency group go to the newest point that it "
+        "shares, others to latest-processed"
+    ),
+]
+
+
 class RecoveryPlanBody(Body):
     groups: tuple[PlanGroupBody, ...] = Field(max_length=50)
 
@@ -440,7 +453,7 @@ class RecoveryPlanBody(Body):
 
 class RunPlanBody(Body):
     planned: bool = Field(default=False, description="shut the sources down first, lose nothing")
-    recovery_point: Literal["latest", "latest-processed", "latest-app-consistent"] = "latest"
+    recovery_point: PlanPoint = "latest"
 
     def options(self) -> PlanOptions:
         """Return how the plan is run."""
@@ -448,7 +461,7 @@ class RunPlanBody(Body):
 
 
 class TestPlanBody(Body):
-    recovery_point: Literal["latest", "latest-processed", "latest-app-consistent"] = "latest"
+    recovery_point: PlanPoint = "latest"
 
 
 class ApproveBody(Body):

@@ -65,4 +65,31 @@ def fail_over(
     body: bodies.GroupFailoverBody,
 ) -> Response:
     """All items of the group are being failed over to one shared point."""
-    return accepted(service.consistency.failover(vault, name, body.recovery_point, key))
+    return accepted(service.group_moves.failover(vault, name, body.recovery_point, key))
+
+
+@router.post(
+    _GROUPS + "/{name}/change-recovery-point", status_code=HTTPStatus.ACCEPTED, response_model=Job
+)
+def change_point(
+    service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart, body: bodies.GroupChangeBody
+) -> Response:
+    """All VMs of the failed-over group are being started anew from another shared point."""
+    return accepted(service.group_moves.change(vault, name, body.recovery_point, key))
+
+
+@router.post(_GROUPS + "/{name}/test-failover", status_code=HTTPStatus.ACCEPTED, response_model=Job)
+def start_test(
+    service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart, body: bodies.GroupFailoverBody
+) -> Response:
+    """Test VMs of all the group's items are being booted from one shared point, in isolated
+    networks that they share; replication goes on."""
+    return accepted(service.group_tests.start(vault, name, body.recovery_point, key))
+
+
+@router.post(
+    _GROUPS + "/{name}/test-failover-cleanup", status_code=HTTPStatus.ACCEPTED, response_model=Job
+)
+def clean_up_test(service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart) -> Response:
+    """Every trace of the group's test is being removed."""
+    return accepted(service.clean_ups.clean_up_group(vault, name, key))

@@ -76,7 +76,7 @@ def rehearse_plan(
 @router.post(_PLANS + "/{name}/test-cleanup", status_code=HTTPStatus.ACCEPTED, response_model=Job)
 def clean_up_plan(service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart) -> Response:
     """Every trace of the plan's test is being removed."""
-    return accepted(service.plan_clean_up.clean_up(vault, name, key))
+    return accepted(service.clean_ups.clean_up_plan(vault, name, key))
 
 
 @router.post(_PLANS + "/{name}/resume", status_code=HTTPStatus.ACCEPTED, response_model=Job)

@@ -21,6 +21,9 @@ from leeward.model.groups import GroupStanding, SharedPoint
 app = typer.Typer(help="Consistency groups: VMs whose recovery points are one moment of all.")
 
 GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="The group's name.")]
+SharedPointOption = Annotated[
+    str, typer.Option("--recovery-point", help="latest-shared, or a shared point's id.")
+]
 GroupVaultOption = Annotated[str, typer.Option("--vault", help="Vault the group belongs to.")]
 
 
@@ -140,10 +143,7 @@ def list_points(
 def fail_over(
     session: Session,
     name: GroupArgument,
-    recovery_point: Annotated[
-        str,
-        typer.Option("--recovery-point", help="latest-shared, or a shared point's id."),
-    ] = "latest-shared",
+    recovery_point: SharedPointOption = "latest-shared",
     vault: GroupVaultOption = DEFAULT_VAULT,
     no_wait: NoWaitOption = False,
 ) -> None:
@@ -153,6 +153,64 @@ def fail_over(
     """
     job = session.client.groups.failover(vault, name, recovery_point)
     session.finish(job, f"all items of {name} have failed over", no_wait=no_wait)
+
+
+@command(app, "change-recovery-point")
+def change_point(
+    session: Session,
+    name: GroupArgument,
+    recovery_point: Annotated[
+        str, typer.Argument(metavar="POINT", help="latest-shared, or a shared point's id.")
+    ],
+    vault: GroupVaultOption = DEFAULT_VAULT,
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Start all VMs of a failed-over group again from another shared point, until they are
+    committed.
+
+    leeward consistency-group change-recovery-point shop sp-0123456789ab
+    """
+    job = session.client.groups.change_point(vault, name, recovery_point)
+    session.finish(job, f"all items of {name} run from {recovery_point}", no_wait=no_wait)
+
+
+@command(app, "test-failover")
+def start_test(
+    session: Session,
+    name: GroupArgument,
+    recovery_point: SharedPointOption = "latest-shared",
+    vault: GroupVaultOption = DEFAULT_VAULT,
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Boot test VMs of all the group's items at one moment of all; replication goes on.
+
+    They share isolated copies of their networks, on one host.
+
+    leeward consistency-group test-failover shop
+    """
+    job = session.client.groups.test_failover(vault, name, recovery_point)
+
+    def done() -> str:
+        result = session.client.job(job.id).result
+        return (
+            f"test VMs of {name} run on host {result.get('host')} of {result.get('region')}, "
+            f"isolated, from {result.get('recovery_point')}\n"
+            f"next: `leeward consistency-group test-failover-cleanup {name}`"
+        )
+
+    session.finish(job, done, no_wait=no_wait)
+
+
+@command(app, "test-failover-cleanup")
+def clean_up_test(
+    session: Session,
+    name: GroupArgument,
+    vault: GroupVaultOption = DEFAULT_VAULT,
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Remove every trace of a group's test: VMs, disks, networks."""
+    job = session.client.groups.clean_up_test(vault, name)
+    session.finish(job, f"nothing of the test of group {name} is left", no_wait=no_wait)
 
 
 def _print_group(found: GroupStanding) -> None:

@@ -120,7 +120,9 @@ def _rehearsal(item: ItemView) -> str:
         return ""
     test = item.rehearsal
     where = f", in network {test.test_network}" if test.nics else ""
-    return f"from {test.recovery_point}, on host {test.host}{where}"
+    whose = f", of plan {test.plan}" if test.plan else ""
+    whose += f", of group {test.group}" if test.group else ""
+    return f"from {test.recovery_point}, on host {test.host}{where}{whose}"
 
 
 @command(app, "update")

@@ -24,6 +24,14 @@ app = typer.Typer(help="Recovery plans: many VMs in order, with what has to happ
 
 PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="The plan's name.")]
 PlanVaultOption = Annotated[str, typer.Option("--vault", help="Vault the plan belongs to.")]
+PointOption = Annotated[
+    str,
+    typer.Option(
+        "--recovery-point",
+        help="latest, latest-processed, latest-app-consistent, or latest-shared: items of a "
+        "consistency group go to the newest point that it shares, others to latest-processed.",
+    ),
+]
 FileOption = Annotated[
     Path | None,
     typer.Option("--file", "-f", help="The groups and their actions, as TOML or JSON."),
@@ -127,10 +135,7 @@ def run_plan(
     planned: Annotated[
         bool, typer.Option("--planned", help="Shut the sources down first and lose nothing.")
     ] = False,
-    recovery_point: Annotated[
-        str,
-        typer.Option("--recovery-point", help="latest, latest-processed or latest-app-consistent."),
-    ] = "latest",
+    recovery_point: PointOption = "latest",
     vault: PlanVaultOption = DEFAULT_VAULT,
     no_wait: NoWaitOption = False,
 ) -> None:
@@ -146,10 +151,7 @@ def run_plan(
 def rehearse_plan(
     session: Session,
     name: PlanArgument,
-    recovery_point: Annotated[
-        str,
-        typer.Option("--recovery-point", help="latest, latest-processed or latest-app-consistent."),
-    ] = "latest",
+    recovery_point: PointOption = "latest",
     vault: PlanVaultOption = DEFAULT_VAULT,
     no_wait: NoWaitOption = False,
 ) -> None:

@@ -58,6 +58,20 @@ class ConsistencyGroups:
         body: dict[str, object] = {"recovery_point": recovery_point}
         return self._rest.post(_path(vault, name, "failover"), body).parse(Job)
 
+    def change_point(self, vault: str, name: str, recovery_point: str) -> Job:
+        """Return the job that starts all VMs of the failed-over group from another shared point."""
+        body: dict[str, object] = {"recovery_point": recovery_point}
+        return self._rest.post(_path(vault, name, "change-recovery-point"), body).parse(Job)
+
+    def test_failover(self, vault: str, name: str, recovery_point: str) -> Job:
+        """Return the job that boots test VMs of all the group's items from one shared point."""
+        body: dict[str, object] = {"recovery_point": recovery_point}
+        return self._rest.post(_path(vault, name, "test-failover"), body).parse(Job)
+
+    def clean_up_test(self, vault: str, name: str) -> Job:
+        """Return the job that removes every trace of the group's test."""
+        return self._rest.post(_path(vault, name, "test-failover-cleanup"), {}).parse(Job)
+
 
 def _path(vault: str, name: str, *parts: str) -> str:
     return "/" + "/".join(

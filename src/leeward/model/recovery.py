@@ -264,7 +264,9 @@ class Rehearsal:
     networks: dict[str, str] = field(default_factory=dict)
     started_ns: int = 0
     plan: str = ""
-    """The recovery plan that is tested, whose test VMs share networks; "": it stands alone."""
+    """The recovery plan that is tested, whose test VMs share networks; "": none."""
+    group: str = ""
+    """The consistency group that is tested, whose test VMs share networks; "": none."""
     nics: tuple[NetworkInterface, ...] = ()
     """Its interfaces, all in one network set aside for tests; (): in isolated copies."""
 

@@ -6,12 +6,12 @@ Owns: every reason to refuse one, each a sentence. Must not know: where plans or
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 from leeward.core.errors import Conflict, InvalidRequest
 from leeward.core.ids import check_name
-from leeward.model.plans import ActionKind, PlanAction, PlanGroup, RecoveryPlan
+from leeward.model.plans import ActionKind, PlanAction, PlanGroup, PlanOptions, RecoveryPlan
 from leeward.model.recovery import ItemState, ReplicatedItem
 
 NAME_LENGTH_MAX = 24
@@ -89,13 +89,15 @@ def find_obstacles(plan: RecoveryPlan, items: Mapping[str, ReplicatedItem]) -> t
     return tuple(obstacles)
 
 
-def find_test_obstacles(plan: RecoveryPlan, items: Mapping[str, ReplicatedItem]) -> tuple[str, ...]:
-    """Return why the plan cannot be tested now, a sentence each."""
+def find_test_obstacles(
+    names: Iterable[str], items: Mapping[str, ReplicatedItem]
+) -> tuple[str, ...]:
+    """Return why these of a vault's items cannot have test VMs now, a sentence each."""
     obstacles = []
-    for name in plan_items(plan):
+    for name in names:
         item = items.get(name)
         if item is None:
-            obstacles.append(f"{name} is not protected any more: take it out of the plan")
+            obstacles.append(f"{name} is not protected any more: take it out")
         elif item.state not in _READY:
             obstacles.append(f"{name} is {item.state.value.replace('_', ' ')}")
         elif item.rehearsal is not None:
@@ -105,13 +107,23 @@ def find_test_obstacles(plan: RecoveryPlan, items: Mapping[str, ReplicatedItem])
 
 def check_testable(plan: RecoveryPlan, items: Mapping[str, ReplicatedItem]) -> None:
     """Return if the plan can be tested now. Raises: Conflict with every reason against it."""
-    obstacles = find_test_obstacles(plan, items)
+    obstacles = find_test_obstacles(plan_items(plan), items)
     if obstacles:
         raise Conflict(
             f"plan {plan.name} cannot be tested: {'; '.join(obstacles)}",
             field="state",
             hint=f"`leeward recovery-plan test-cleanup {plan.name}` or `leeward "
             "test-failover-cleanup ITEM` takes test VMs away",
+        )
+
+
+def check_options(options: PlanOptions) -> None:
+    """Return if a plan can be run so. Raises: InvalidRequest."""
+    if options.planned and options.recovery_point != "latest":
+        raise InvalidRequest(
+            f"recovery_point: a planned failover loses nothing, {options.recovery_point} would",
+            field="recovery_point",
+            hint="leave the recovery point out, or run the plan without planning",
         )
 
 

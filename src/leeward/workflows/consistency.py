@@ -1,12 +1,14 @@
 """Questions about consistency groups that verbs and the conductor ask of the vault.
 
-Owns: which items are in which group, which shared points they have. Must not know: verbs.
+Owns: which items are in which group, which shared points they have, which jobs are at them. Must
+not know: what verbs do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from leeward.core.errors import Conflict
 from leeward.failover.shared import list_shared
 from leeward.model.groups import ConsistencyGroup, SharedPoint
 from leeward.model.recovery import RecoveryPoint
@@ -14,10 +16,29 @@ from leeward.vault.items import ItemRecord
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 
+GROUP_APPLY = "consistency-group.apply"
+GROUP_FAILOVER = "consistency-group.failover"
+GROUP_CHANGE = "consistency-group.change-recovery-point"
+GROUP_TEST = "consistency-group.test-failover"
+GROUP_CLEAN_UP = "consistency-group.test-failover-cleanup"
+GROUP_MOVES = (GROUP_FAILOVER, GROUP_CHANGE)
+GROUP_TESTS = (GROUP_TEST, GROUP_CLEAN_UP)
+
 
 def group_target(vault: str, name: str) -> str:
     """Return how jobs and events call a consistency group."""
     return f"consistency-group/{vault}/{name}"
+
+
+def check_resting(records: Records, vault: str, name: str, verbs: Iterable[str]) -> None:
+    """Return if no job of these verbs is at the group. Raises: Conflict."""
+    for verb in verbs:
+        under_way = records.jobs.open_on(verb, group_target(vault, name))
+        if under_way is not None:
+            raise Conflict(
+                f"group {name} is busy: {under_way.id} ({verb}) is under way",
+                hint=f"`leeward job show {under_way.id}` tells how far it is",
+            )
 
 
 def members_of(records: Records, group: ConsistencyGroup) -> list[ItemRecord]:

@@ -14,6 +14,7 @@ from leeward.observability.log import get_logger
 from leeward.protocol.messages import Role
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
+from leeward.workflows.consistency import GROUP_MOVES
 from leeward.workflows.drill_records import drills_in
 from leeward.workflows.drill_verbs import DrillVerbs
 from leeward.workflows.monitor import item_target
@@ -27,6 +28,7 @@ _FAILOVERS = (
     "item.planned-failover",
     "item.change-recovery-point",
     "recovery-plan.run",
+    *GROUP_MOVES,
 )
 
 

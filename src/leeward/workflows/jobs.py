@@ -37,6 +37,7 @@ URGENT = frozenset(
         "item.disable",
         "recovery-plan.run",
         "consistency-group.failover",
+        "consistency-group.change-recovery-point",
         "vm.stop",
     }
 )
@@ -51,6 +52,7 @@ CANCELLABLE = frozenset(
         "recovery-plan.run",
         "recovery-plan.test",
         "item.drill",
+        "consistency-group.test-failover",
     }
 )
 """What these have done is undone, up to the step from which there is no way back (see

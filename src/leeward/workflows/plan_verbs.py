@@ -13,6 +13,8 @@ from functools import partial
 
 from leeward.core.codec import from_plain
 from leeward.core.errors import Conflict, LeewardError, NotFound, Unavailable
+from leeward.failover.select import LATEST_PROCESSED
+from leeward.failover.shared import LATEST_SHARED
 from leeward.model.plans import (
     ActionKind,
     PlanAction,
@@ -30,19 +32,18 @@ from leeward.model.recovery import (
 )
 from leeward.protocol.messages import Role
 from leeward.recovery_plans.check import (
+    check_options,
     check_plan,
     check_runnable,
     check_testable,
     find_obstacles,
     order_groups,
-    plan_items,
 )
 from leeward.recovery_plans.timing import POST, PRE, action_step, job_in, plan_steps, report_run
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.engine import Json
-from leeward.workflows.failover_verbs import FailoverVerbs
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.plan_actions import (
@@ -52,10 +53,9 @@ from leeward.workflows.plan_actions import (
     plan_target,
     where_to,
 )
-from leeward.workflows.plan_clean_up import PLAN_CLEAN_UP
-from leeward.workflows.planned_verbs import PlannedVerbs
-from leeward.workflows.rehearsal_verbs import RehearsalVerbs
-from leeward.workflows.rehearsing import Together
+from leeward.workflows.plan_points import PlanPoints
+from leeward.workflows.plan_tests import PlanTests
+from leeward.workflows.rehearsal_clean_up import PLAN_CLEAN_UP
 from leeward.workflows.side_by_side import Move, SideBySide
 
 PLAN_RUN = "recovery-plan.run"
@@ -93,14 +93,15 @@ class PlanVerbs:
         self,
         bench: Bench,
         jobs: Callable[[], Jobs],
-        failovers: FailoverVerbs,
-        planned: PlannedVerbs,
-        rehearsals: RehearsalVerbs,
+        side_by_side: SideBySide,
+        tests: PlanTests,
+        points: PlanPoints,
     ) -> None:
         self._bench = bench
         self._jobs = jobs
-        self._side_by_side = SideBySide(bench, jobs, failovers, planned)
-        self._rehearsals = rehearsals
+        self._side_by_side = side_by_side
+        self._tests = tests
+        self._points = points
         self._actions = PlanActions(bench)
 
     # --- keeping
@@ -165,7 +166,9 @@ class PlanVerbs:
         def prepare(records: Records) -> PlanRunArguments:
             plan = records.resources.get(RecoveryPlan, vault, name).value
             self._check_resting(records, vault, name)
+            check_options(options)
             check_runnable(plan, _items(records, vault))
+            self._points.choose(records, plan, options.recovery_point, is_test=False)
             region = where_to(records, plan)
             for role in (Role.AGENT, Role.WORKER):
                 if not self._bench.answering(records, role, region):
@@ -185,25 +188,14 @@ class PlanVerbs:
             plan = records.resources.get(RecoveryPlan, vault, name).value
             self._check_resting(records, vault, name)
             check_testable(plan, _items(records, vault))
+            self._points.choose(records, plan, recovery_point, is_test=True)
             return PlanRunArguments(
                 plan=plan,
                 options=PlanOptions(recovery_point=recovery_point, is_test=True),
-                host=self._test_host(records, plan),
+                host=self._tests.host(records, plan),
             )
 
         return self._jobs().submit(PLAN_TEST, plan_target(vault, name), prepare, key)
-
-    def _test_host(self, records: Records, plan: RecoveryPlan) -> str:
-        """Return the host that has memory for all of the plan's VMs. Raises: Unavailable,
-        Conflict."""
-        found = [records.items.get(plan.vault, name).target_vm for name in plan_items(plan)]
-        all_of_them = replace(
-            found[0],
-            name=f"plan {plan.name} at once",
-            memory_mib=sum(vm.memory_mib for vm in found),
-            availability_set="",
-        )
-        return self._bench.place(records, all_of_them).name
 
     def resume(self, vault: str, name: str, key: IdempotencyKey | None = None) -> Job:
         """Return the job in which the plan's failed run or test goes on where it stopped, by the
@@ -266,9 +258,19 @@ class PlanVerbs:
         """Every step that earlier attempts had not done is done, or the first failing one is the
         last: nothing after it has begun."""
         arguments = job.arguments(PlanRunArguments)
+        options = arguments.options
+        points: dict[str, str] = {}
+        if options.recovery_point == LATEST_SHARED:
+            points = job.step(
+                "choose points",
+                lambda _: self._points.wait_chosen(
+                    arguments.plan, options.recovery_point, is_test=options.is_test
+                ),
+                dict[str, str],
+            )
         for group in order_groups(arguments.plan):
             self._run_actions(job, arguments, group, PRE)
-            self._fail_over(job, arguments, group)
+            self._fail_over(job, arguments, group, points)
             self._run_actions(job, arguments, group, POST)
         return {"plan": arguments.plan.name}
 
@@ -284,14 +286,21 @@ class PlanVerbs:
                 )
                 self._actions.carry_out(job, step, action, place)
 
-    def _fail_over(self, job: RunningJob, arguments: PlanRunArguments, group: PlanGroup) -> None:
+    def _fail_over(
+        self,
+        job: RunningJob,
+        arguments: PlanRunArguments,
+        group: PlanGroup,
+        points: dict[str, str],
+    ) -> None:
         """Every VM of the group has failed over. One that cannot does not stop the others; then
         the first error is raised."""
         left = [name for name in group.items if name not in arguments.done]
         if not left:
             return
+        wanted = {name: _wanted(arguments.options, points, name) for name in left}
         begun = job.step(
-            f"{group.name} begin", lambda _: self._begin(job, arguments, left), dict[str, str]
+            f"{group.name} begin", lambda _: self._begin(job, arguments, wanted), dict[str, str]
         )
         errors = []
         for name in left:
@@ -303,35 +312,20 @@ class PlanVerbs:
         if errors:
             raise errors[0]
 
-    def _begin(self, job: RunningJob, arguments: PlanRunArguments, names: list[str]) -> Json:
-        vault, options = arguments.plan.vault, arguments.options
+    def _begin(self, job: RunningJob, arguments: PlanRunArguments, wanted: dict[str, str]) -> Json:
+        """wanted: recovery points by item."""
+        plan, options = arguments.plan, arguments.options
         if options.is_test:
-            tests = {name: partial(self._begin_test, arguments, name) for name in names}
-            return self._side_by_side.begin_each(job, tests)
+            return self._side_by_side.begin_each(
+                job, self._tests.submits(plan, arguments.host, wanted)
+            )
         return self._side_by_side.begin(
             job,
             [
-                Move(
-                    vault=vault,
-                    item=name,
-                    recovery_point=options.recovery_point,
-                    planned=options.planned,
-                )
-                for name in names
+                Move(vault=plan.vault, item=name, recovery_point=point, planned=options.planned)
+                for name, point in wanted.items()
             ],
         )
-
-    def _begin_test(self, arguments: PlanRunArguments, name: str, key: IdempotencyKey) -> str:
-        plan = arguments.plan
-        with self._bench.vault.read() as records:
-            rehearsal = records.items.get(plan.vault, name).item.rehearsal
-        if rehearsal is not None and rehearsal.plan == plan.name:
-            return ""
-        together = Together(
-            plan=plan.name, scope=plan_target(plan.vault, plan.name), host=arguments.host
-        )
-        point = arguments.options.recovery_point
-        return self._rehearsals.start(plan.vault, name, point, together=together, key=key).id
 
     # --- shared
 
@@ -350,6 +344,13 @@ class PlanVerbs:
         if not found:
             raise NotFound(f"plan {name} has not been run yet")
         return records.jobs.get(found[0].id)
+
+
+def _wanted(options: PlanOptions, points: dict[str, str], name: str) -> str:
+    """Return the item's recovery point: where shared ones are wanted and it has none, its newest,
+    as it is listed."""
+    newest = LATEST_PROCESSED if options.recovery_point == LATEST_SHARED else options.recovery_point
+    return points.get(name, newest)
 
 
 def _items(records: Records, vault: str) -> dict[str, ReplicatedItem]:

@@ -16,6 +16,7 @@ from leeward.protocol.fabric import VmStatus
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
+from leeward.workflows.consistency import GROUP_TESTS, group_target
 from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
@@ -89,12 +90,15 @@ class RehearsalVerbs:
                     field="item",
                     hint=f"`leeward test-failover {name}` makes one",
                 )
-            for open_job in records.jobs.open_of_item(item.id):
-                if open_job.verb in _BEGINNING:
-                    raise Conflict(
-                        f"the test VM of {name} belongs to {open_job.id}, which is under way",
-                        hint=f"wait for it: `leeward job wait {open_job.id}`",
-                    )
+            beginning = [j for j in records.jobs.open_of_item(item.id) if j.verb in _BEGINNING]
+            if item.rehearsal.group:
+                target = group_target(vault, item.rehearsal.group)
+                beginning += [j for v in GROUP_TESTS if (j := records.jobs.open_on(v, target))]
+            for open_job in beginning:
+                raise Conflict(
+                    f"the test VM of {name} belongs to {open_job.id}, which is under way",
+                    hint=f"wait for it: `leeward job wait {open_job.id}`",
+                )
             return RehearsalArguments(item_id=item.id, rehearsal=item.rehearsal)
 
         return self._jobs().submit("item.test-failover-cleanup", target, prepare, key)
@@ -154,13 +158,5 @@ class RehearsalVerbs:
         if rehearsal.nics:
             addresses = ", ".join(nic.address for nic in rehearsal.nics)
             where = f"in network {rehearsal.test_network} at {addresses}"
-        with self._bench.vault.write() as records:
-            item = records.items.by_id(arguments.item_id).item
-            self._bench.record_event(
-                records,
-                item_target(item.name),
-                "item_test_failover",
-                f"the test VM of {item.name} runs in {rehearsal.region} from "
-                f"{rehearsal.recovery_point}, {where}",
-            )
+        self._rehearsing.record_running(arguments.item_id, rehearsal, where)
         return {}

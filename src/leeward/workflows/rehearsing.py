@@ -9,6 +9,7 @@ translation. Or, where that is asked for, in a network of the region that is set
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from leeward.core.codec import to_plain
@@ -44,12 +45,14 @@ _TESTABLE = (ItemState.PROTECTED, ItemState.RESYNCING, ItemState.DEGRADED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
-    """Test VMs of one recovery plan: on one host, in networks that they share."""
+    """Test VMs of one recovery plan or consistency group, the other of which is "": on one host, in
+    networks that they share."""
 
-    plan: str
     scope: str
-    """Tells the plan's networks from those of others."""
+    """Tells their networks from those of others."""
     host: str
+    plan: str = ""
+    group: str = ""
 
 
 class Rehearsing:
@@ -82,6 +85,18 @@ class Rehearsing:
             rehearsal = self._placed(records, record, rehearsal, network)
         records.items.update(replace(record, item=replace(record.item, rehearsal=rehearsal)))
         return rehearsal, point
+
+    def host_of_all(self, records: Records, members: Sequence[ItemRecord], whose: str) -> str:
+        """Return the host that has memory for all of their test VMs. whose: for people. Raises:
+        Unavailable, Conflict."""
+        first = members[0].target_vm
+        all_of_them = replace(
+            first,
+            name=f"{whose} at once",
+            memory_mib=sum(record.target_vm.memory_mib for record in members),
+            availability_set="",
+        )
+        return self._bench.place(records, all_of_them).name
 
     def boot_order(
         self,
@@ -120,6 +135,15 @@ class Rehearsing:
         )
         return Order(node=agent, verb=Verb.RECOVERY_BOOT, arguments=to_plain(spec))
 
+    def boot_all(
+        self, rehearsals: Mapping[str, Rehearsal], *, hydrates: bool = True
+    ) -> list[Order]:
+        """Return the orders that boot these test VMs. rehearsals: by item."""
+        return [
+            replace(self.boot_order(item_id, each, hydrates=hydrates), key=each.vm_id)
+            for item_id, each in rehearsals.items()
+        ]
+
     def end_orders(self, rehearsal: Rehearsal) -> list[Order]:
         """Return the order after which nothing of the test VM is left: VM, disks, export, and the
         networks that no other test VM is in. A network set aside for tests is not the test VM's:
@@ -136,6 +160,10 @@ class Rehearsing:
             key=rehearsal.vm_id,
         )
         return [order]
+
+    def end_all(self, rehearsals: Mapping[str, Rehearsal]) -> list[Order]:
+        """Return the orders after which nothing of these test VMs is left. rehearsals: by item."""
+        return [order for each in rehearsals.values() for order in self.end_orders(each)]
 
     def order(self, rehearsal: Rehearsal, verb: Verb, arguments: Json) -> Order:
         """Return an order to the agent of the test VM's host. Raises: Unavailable."""
@@ -155,6 +183,24 @@ class Rehearsing:
                     f"{record.item.name}: {sentence}",
                 )
         return {}
+
+    def forget_all(self, rehearsals: Mapping[str, Rehearsal], sentence: str) -> Json:
+        """The items have no test VMs. rehearsals: by item."""
+        for item_id in rehearsals:
+            self.forget(item_id, sentence)
+        return {}
+
+    def record_running(self, item_id: str, rehearsal: Rehearsal, where: str) -> None:
+        """The item's events say that its test VM runs, and where, for people."""
+        with self._bench.vault.write() as records:
+            item = records.items.by_id(item_id).item
+            self._bench.record_event(
+                records,
+                item_target(item.name),
+                "item_test_failover",
+                f"the test VM of {item.name} runs in {rehearsal.region} from "
+                f"{rehearsal.recovery_point}, {where}",
+            )
 
     def _plan(
         self,
@@ -176,6 +222,7 @@ class Rehearsing:
             networks={name: _network_id(scope, name, (item.target_region, host)) for name in names},
             started_ns=self._bench.clock.now_ns(),
             plan=together.plan if together else "",
+            group=together.group if together else "",
         )
 
     def _placed(

@@ -18,11 +18,16 @@ from leeward.vault.records import VaultStore
 from leeward.workflows.bench import Bench
 from leeward.workflows.change_verbs import ChangeVerbs
 from leeward.workflows.conductor import Conductor
-from leeward.workflows.consistency_verbs import (
+from leeward.workflows.consistency import (
     GROUP_APPLY,
+    GROUP_CHANGE,
+    GROUP_CLEAN_UP,
     GROUP_FAILOVER,
-    ConsistencyVerbs,
+    GROUP_TEST,
 )
+from leeward.workflows.consistency_moves import ConsistencyMoves
+from leeward.workflows.consistency_tests import ConsistencyTests
+from leeward.workflows.consistency_verbs import ConsistencyVerbs
 from leeward.workflows.dbos_engine import DbosEngine
 from leeward.workflows.disable_verbs import DisableVerbs
 from leeward.workflows.disk_verbs import DISK_ADD, DISK_GROW, DISK_REMOVE, DiskVerbs
@@ -42,18 +47,22 @@ from leeward.workflows.mapping_verbs import MappingVerbs
 from leeward.workflows.meetings import Meetings
 from leeward.workflows.monitor import Monitor
 from leeward.workflows.node_verbs import NodeVerbs
-from leeward.workflows.plan_clean_up import PLAN_CLEAN_UP, PlanCleanUp
+from leeward.workflows.plan_points import PlanPoints
+from leeward.workflows.plan_tests import PlanTests
 from leeward.workflows.plan_verbs import PLAN_RUN, PLAN_TEST, PlanVerbs
 from leeward.workflows.planned_verbs import PlannedVerbs
 from leeward.workflows.point_verbs import PointVerbs
 from leeward.workflows.policy_verbs import POLICY_APPLY, PolicyVerbs
 from leeward.workflows.protect_verbs import ProtectVerbs
 from leeward.workflows.rebuild_verbs import RebuildVerbs
+from leeward.workflows.rehearsal_clean_up import PLAN_CLEAN_UP, CleanUp
 from leeward.workflows.rehearsal_verbs import RehearsalVerbs
 from leeward.workflows.rehearsing import Rehearsing
 from leeward.workflows.reprotect_verbs import ReprotectVerbs
 from leeward.workflows.resource_verbs import ResourceVerbs
 from leeward.workflows.scrub_verbs import ScrubVerbs
+from leeward.workflows.shared_choice import SharedChoice
+from leeward.workflows.side_by_side import SideBySide
 from leeward.workflows.signals import Signals
 from leeward.workflows.space_verbs import SpaceVerbs
 from leeward.workflows.trim_verbs import VM_TRIM, TrimVerbs
@@ -97,9 +106,7 @@ class Service:
         self.disabling = DisableVerbs(self.bench, lambda: self.jobs, self.resources)
         self.failovers = FailoverVerbs(self.bench, lambda: self.jobs)
         self.planned = PlannedVerbs(self.bench, lambda: self.jobs, self.failovers)
-        self.consistency = ConsistencyVerbs(
-            self.bench, lambda: self.jobs, self.failovers, self.planned, lambda: self.conductor
-        )
+        self.consistency = ConsistencyVerbs(self.bench, lambda: self.jobs, lambda: self.conductor)
         self.updates = UpdateVerbs(self.bench, lambda: self.jobs)
         self.workers = WorkerVerbs(self.bench, lambda: self.jobs)
         self.policies = PolicyVerbs(self.bench, lambda: self.jobs)
@@ -113,10 +120,20 @@ class Service:
         )
         rehearsing = Rehearsing(self.bench)
         self.rehearsals = RehearsalVerbs(self.bench, lambda: self.jobs, rehearsing)
-        self.plans = PlanVerbs(
-            self.bench, lambda: self.jobs, self.failovers, self.planned, self.rehearsals
+        choice = SharedChoice(self.bench, lambda: self.conductor)
+        side_by_side = SideBySide(self.bench, lambda: self.jobs, self.failovers, self.planned)
+        self.group_moves = ConsistencyMoves(
+            self.bench, lambda: self.jobs, self.failovers, side_by_side, choice
         )
-        self.plan_clean_up = PlanCleanUp(self.bench, lambda: self.jobs, rehearsing)
+        self.group_tests = ConsistencyTests(self.bench, lambda: self.jobs, rehearsing, choice)
+        self.plans = PlanVerbs(
+            self.bench,
+            lambda: self.jobs,
+            side_by_side,
+            PlanTests(self.bench, self.rehearsals, rehearsing),
+            PlanPoints(self.bench, choice),
+        )
+        self.clean_ups = CleanUp(self.bench, lambda: self.jobs, rehearsing)
         self.drills = DrillVerbs(self.bench, lambda: self.jobs, rehearsing)
         self.drill_schedule = DrillSchedule(self.bench, self.drills)
         self.changes = ChangeVerbs(self.bench, lambda: self.jobs)
@@ -182,9 +199,12 @@ class Service:
             "item.commit": self.failovers.run_commit,
             PLAN_RUN: self.plans.run_plan,
             PLAN_TEST: self.plans.run_plan,
-            PLAN_CLEAN_UP: self.plan_clean_up.run,
+            PLAN_CLEAN_UP: self.clean_ups.run,
             GROUP_APPLY: self.consistency.run_apply,
-            GROUP_FAILOVER: self.consistency.run_failover,
+            GROUP_FAILOVER: self.group_moves.run_failover,
+            GROUP_CHANGE: self.group_moves.run_change,
+            GROUP_TEST: self.group_tests.run,
+            GROUP_CLEAN_UP: self.clean_ups.run,
             ITEM_UPDATE: self.updates.run,
             WORKER_CHANGE: self.workers.run,
             POLICY_APPLY: self.policies.run,

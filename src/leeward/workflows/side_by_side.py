@@ -1,4 +1,4 @@
-"""Failovers of several items as jobs of their own, begun together and waited for.
+"""Moves of several items as jobs of their own, begun together and waited for.
 
 Owns: that each is begun once, that one which cannot be does not stop the others, and that those
 under way already are found. Must not know: which items, in which order: plans and groups do.

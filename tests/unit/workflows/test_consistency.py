@@ -44,10 +44,11 @@ class Shop:
         def carry_children_out(name: str) -> None:
             before(name)
             if name in ("db-1", "web-1"):
-                with made.vault.read() as records:
-                    children = records.jobs.open_ids(verb="item.failover")
-                for child in children:
-                    made.engine.run(child)
+                for verb in ("item.failover", "item.change-recovery-point"):
+                    with made.vault.read() as records:
+                        children = records.jobs.open_ids(verb=verb)
+                    for child in children:
+                        made.engine.run(child)
 
         made.engine.before_step = carry_children_out
 
@@ -68,7 +69,7 @@ class Shop:
                 records.points.add(self.item(name).id, [point(number, mark)])
 
     def fail_over(self, wanted: str = "latest-shared") -> Job:
-        return self.service.consistency.failover("main", "shop", wanted)
+        return self.service.group_moves.failover("main", "shop", wanted)
 
 
 def point(number: int, mark: SharedMark | None = None) -> RecoveryPoint:

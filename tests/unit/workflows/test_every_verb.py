@@ -149,6 +149,27 @@ def _fail_group_over(made: Site) -> Job:
     return shop.fail_over()
 
 
+def _change_group(made: Site) -> Job:
+    shop = Shop(made)
+    assert shop.group().state is JobState.SUCCEEDED
+    shop.share(6)
+    shop.share(7)
+    assert made.run(shop.fail_over()).state is JobState.SUCCEEDED
+    return shop.service.group_moves.change("main", "shop", "sp-6")
+
+
+def _test_group(made: Site) -> Job:
+    shop = Shop(made)
+    assert shop.group().state is JobState.SUCCEEDED
+    shop.share(7)
+    return shop.service.group_tests.start("main", "shop", "latest-shared")
+
+
+def _group_tested(made: Site) -> Job:
+    assert made.run(_test_group(made)).state is JobState.SUCCEEDED
+    return made.service.clean_ups.clean_up_group("main", "shop")
+
+
 def _plan_test(made: Site) -> Job:
     protected(made)
     script = PlanAction(name="tell", kind=ActionKind.SCRIPT, script="tell")
@@ -170,7 +191,7 @@ def _plan_test(made: Site) -> Job:
 
 def _plan_tested(made: Site) -> Job:
     assert made.run(_plan_test(made)).state is JobState.SUCCEEDED
-    return made.service.plan_clean_up.clean_up("main", "site")
+    return made.service.clean_ups.clean_up_plan("main", "site")
 
 
 def _rehearsed(made: Site) -> Job:
@@ -285,6 +306,9 @@ SUBMIT: dict[str, Callable[[Site], Job]] = {
     "recovery-plan.test-cleanup": _plan_tested,
     "consistency-group.apply": _apply_group,
     "consistency-group.failover": _fail_group_over,
+    "consistency-group.change-recovery-point": _change_group,
+    "consistency-group.test-failover": _test_group,
+    "consistency-group.test-failover-cleanup": _group_tested,
     "item.compact": _after(
         protected, lambda made: made.service.space.compact("main", "web-1", dry_run=False)
     ),
@@ -355,6 +379,8 @@ def check_whole(made: Site, verb: str, ended: Job) -> None:
     if verb == "item.protect" and ended.state is JobState.CANCELLED:
         assert items == []
     for item in items:
+        if verb in ("item.drill", "consistency-group.test-failover"):
+            assert item.rehearsal is None or ended.state is JobState.SUCCEEDED
         assert item.state not in (
             ItemState.FAILING_OVER,
             ItemState.REPROTECTING,

@@ -46,6 +46,10 @@ def run(made: Site) -> Job:
     return made.service.plans.run("main", "site", PlanOptions())
 
 
+def cleaned_up(made: Site) -> Job:
+    return made.run(made.service.clean_ups.clean_up_plan("main", "site"))
+
+
 def state(made: Site) -> ItemState:
     with made.vault.read() as records:
         return records.items.get("main", "web-1").item.state
@@ -209,12 +213,12 @@ def test_a_plan_is_tested_and_cleaned_up(made: Site) -> None:
     ):
         with pytest.raises(Conflict, match="test-cleanup site"):
             refused()
-    assert made.run(made.service.plan_clean_up.clean_up("main", "site")).state is JobState.SUCCEEDED
+    assert cleaned_up(made).state is JobState.SUCCEEDED
     assert rehearsal(made) is None
     networks = list(there.networks.values())
     assert made.last[Verb.RECOVERY_DISCARD] == {"vm_id": there.vm_id, "networks": networks}
     with pytest.raises(Conflict, match="has no test VMs"):
-        made.service.plan_clean_up.clean_up("main", "site")
+        made.service.clean_ups.clean_up_plan("main", "site")
     assert made.run(run(made)).state is JobState.SUCCEEDED
     assert made.last[Verb.SCRIPT_RUN]["context"]["is_test"] is False  # type: ignore[index]
 
@@ -229,7 +233,7 @@ def test_a_test_that_fails_stops_there_and_can_be_resumed_or_cleaned_up(made: Si
     assert resumed.verb == "recovery-plan.test"
     assert made.run(resumed).state is JobState.SUCCEEDED
     assert made.asked[Verb.RECOVERY_BOOT] == 1
-    assert made.run(made.service.plan_clean_up.clean_up("main", "site")).state is JobState.SUCCEEDED
+    assert cleaned_up(made).state is JobState.SUCCEEDED
 
 
 def test_a_plan_whose_vms_are_taken_is_not_tested(made: Site) -> None:
@@ -238,8 +242,8 @@ def test_a_plan_whose_vms_are_taken_is_not_tested(made: Site) -> None:
     with pytest.raises(Conflict, match="web-1 has a test VM already"):
         made.service.plans.test("main", "site", "latest")
     with pytest.raises(Conflict, match="has no test VMs"):
-        made.service.plan_clean_up.clean_up("main", "site")
+        made.service.clean_ups.clean_up_plan("main", "site")
     made.run(made.service.rehearsals.clean_up("main", "web-1"))
     job = made.service.plans.test("main", "site", "latest")
     with pytest.raises(Conflict, match=job.id):
-        made.service.plan_clean_up.clean_up("main", "site")
+        made.service.clean_ups.clean_up_plan("main", "site")
