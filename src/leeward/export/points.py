@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +17,7 @@ from leeward.core.units import MIB
 from leeward.export.config import ExportConfig
 from leeward.export.patience import Patience, PatientDevice
 from leeward.export.read_ahead import ReadAhead
+from leeward.export.reopening import OpenedDisk, OpenPoint, PointDevice
 from leeward.nbd.handshake import ReadDevice
 
 if TYPE_CHECKING:
@@ -26,17 +26,6 @@ if TYPE_CHECKING:
 BULK_CACHE_BYTES = 8 * MIB
 _NEAR = ("file:", "memory:")
 """Stores that are nearer than a cache on disk would be."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedDisk:
-    """A disk twice: `device` for what a guest reads, which it may read again at its next boot;
-    `bulk` for what is read once, from end to end, and is not worth keeping."""
-
-    device: ReadDevice
-    bulk: ReadDevice
-    close: Callable[[], None] = lambda: None
-    """The point may be forgotten by compaction from then on."""
 
 
 Opener = Callable[[ExportConfig], Mapping[str, OpenedDisk]]
@@ -84,7 +73,7 @@ class PointExports(Mapping[str, ReadDevice]):
         self._executor = executor
         self._watcher = watcher
         self._lock = threading.Lock()
-        self._disks: Mapping[str, OpenedDisk] = {}
+        self._point: OpenPoint | None = None
         self._devices: dict[str, ReadDevice] = {}
 
     def __getitem__(self, name: str) -> ReadDevice:
@@ -94,10 +83,13 @@ class PointExports(Mapping[str, ReadDevice]):
             raise KeyError(name)
         with self._lock:
             if not self._devices:
-                disks = self._patience.wait_for(lambda: self._opener(self._config))
-                self._watcher.begin({name: disk.device for name, disk in disks.items()})
-                self._devices = {name: self._stack(name, disk) for name, disk in disks.items()}
-                self._disks = disks
+                point = self._patience.wait_for(
+                    lambda: OpenPoint(lambda: self._opener(self._config))
+                )
+                devices = {n: PointDevice(point, n, lambda disk: disk.device) for n in point.names}
+                self._watcher.begin(devices)
+                self._devices = {n: self._stack(n, point, each) for n, each in devices.items()}
+                self._point = point
         if name not in self._devices:
             raise NotFound(f"recovery point {self._config.point_id} has no disk {name!r}")
         return self._devices[name]
@@ -111,12 +103,13 @@ class PointExports(Mapping[str, ReadDevice]):
     def close(self) -> None:
         """Let the point go; reads fail from now on. Idempotent."""
         with self._lock:
-            for disk in self._disks.values():
-                disk.close()
+            if self._point is not None:
+                self._point.close()
 
-    def _stack(self, name: str, disk: OpenedDisk) -> ReadDevice:
+    def _stack(self, name: str, point: OpenPoint, device: ReadDevice) -> ReadDevice:
+        bulk = PointDevice(point, name, lambda disk: disk.bulk)
         return PatientDevice(
-            ReadAhead(disk.device, self._executor, bulk=disk.bulk),
+            ReadAhead(device, self._executor, bulk=bulk),
             self._patience,
             on_read=partial(self._watcher.note_read, name),
             on_expect=partial(self._watcher.note_announced, name),

@@ -13,7 +13,7 @@ import pytest
 from leeward.core.errors import DataIntegrity, NotFound, Unavailable
 from leeward.export.config import ExportConfig
 from leeward.export.patience import Patience, PatientDevice
-from leeward.export.points import Nobody, OpenedDisk, PointExports
+from leeward.export.points import Nobody, PointExports
 from leeward.export.read_ahead import (
     BLOCK_BYTES,
     CACHE_BYTES,
@@ -21,6 +21,7 @@ from leeward.export.read_ahead import (
     WINDOW_BYTES_MIN,
     ReadAhead,
 )
+from leeward.export.reopening import OpenedDisk
 from leeward.protocol.fabric import ReplicaDisk
 
 SIZE = 32 << 20
