@@ -256,28 +256,83 @@ def test_a_disk_from_a_recovery_point_has_its_base_until_it_is_forgotten(
     assert host.traces() == []
 
 
-def test_an_overlay_that_a_lost_host_left_is_set_aside_unless_it_is_in_use(
+def test_an_overlay_that_a_lost_host_left_is_in_the_way_only_while_it_is_in_use(
     host: Rig, tmp_path: Path
 ) -> None:
     disk = host.disk("system", size_bytes=4 << 20)
-    left = Path(disk.directory) / "rec-system.qcow2"
+    left = Path(disk.directory) / "rec-system.0123abcd.qcow2"
     left.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(left), "4M"], check=True)
     content = left.read_bytes()
+    broken = left.with_name("rec-system.qcow2")  # of an earlier version, its host's disk was full
+    broken.write_bytes(b"QFI\xfb")
     spec, driver = replace(host.empty_vm("rec"), disks=(disk,)), host.driver()
-    with qemu_nbd(tmp_path / "user", "-f", "qcow2", str(left)):
-        with pytest.raises(Conflict, match="cannot be set aside"):
-            driver.create_vm(spec, bases={"system": host.directory / "base"}, paused=True)
-        assert left.exists()
+    with (
+        qemu_nbd(tmp_path / "user", "-f", "qcow2", str(left)),
+        pytest.raises(Conflict, match="is in use"),
+    ):
+        driver.create_vm(spec, bases={"system": host.directory / "base"}, paused=True)
+    with point_served(host, tmp_path) as base:
+        driver.create_vm(spec, bases={"system": base}, paused=True)
+        driver.delete_vm("rec")
+    assert left.read_bytes() == content
+    left.unlink()
+    broken.unlink()
+    assert host.traces() == []
+
+
+@pytest.mark.parametrize("how", ["told to delete it", "killed while it made it"])
+def test_a_host_that_comes_back_deletes_no_overlay_but_its_own(
+    host: Rig, tmp_path: Path, how: str
+) -> None:
+    """Two hosts share a store. What the first one had of the VM goes when it is back; the VM runs
+    on the second one by then, from another recovery point, under the same name."""
+    disk = host.disk("system", size_bytes=4 << 20)
+    spec = replace(host.empty_vm("rec"), disks=(disk,))
+    first, second = host.driver(), Rig(host.directory / "second").driver()
+    with point_served(host, tmp_path) as base:
+        first.create_vm(spec, bases={"system": base}, paused=True)
+        (lost,) = Path(disk.directory).iterdir()
+        first.stop_vm("rec", force=True)
+        second.create_vm(spec, bases={"system": base}, paused=True)
+        (runs,) = set(Path(disk.directory).iterdir()) - {lost}
+        if how == "told to delete it":
+            first.delete_vm("rec")
+        else:
+            record_of(host, "rec").write_text(
+                record_of(host, "rec").read_text().replace('"ready"', '"creating"')
+            )
+            assert "left half-made" in host.driver().remove_leftovers()[0]
+        assert list(Path(disk.directory).iterdir()) == [runs]
+        second.delete_vm("rec")
+    assert host.traces() == []
+
+
+def test_a_disk_that_is_kept_takes_no_other_ones_place(host: Rig) -> None:
+    disk = host.disk("system")
+    driver = host.driver()
+    for _ in range(2):
+        driver.create_vm(replace(host.empty_vm("vm"), disks=(disk,)), paused=True)
+        driver.delete_vm("vm", keep_disks=("system",))
+    kept = sorted(Path(disk.directory).iterdir())
+    assert [path.name for path in kept] == ["vm-system.raw.kept", "vm-system.raw.kept1"]
+    for path in kept:
+        path.unlink()
+
+
+def record_of(host: Rig, vm_id: str) -> Path:
+    (found,) = (host.directory / "data").glob(f"**/{vm_id}/record.json")
+    return found
+
+
+@contextmanager
+def point_served(host: Rig, tmp_path: Path) -> Iterator[Path]:
+    """An empty recovery point is served, by qemu-nbd; give its socket."""
     point = tmp_path / "point.raw"
     point.write_bytes(bytes(4 << 20))
-    with qemu_nbd(host.directory / "base", "-r", "-f", "raw", "-x", "system", str(point)) as base:
-        driver.create_vm(spec, bases={"system": base}, paused=True)
-        aside = left.with_name("rec-system.qcow2.lost-1")
-        assert aside.read_bytes() == content
-        driver.delete_vm("rec")
-    aside.unlink()
-    assert host.traces() == []
+    options = ("-r", "-f", "raw", "-x", "system", "-e", "9", str(point))
+    with qemu_nbd(host.directory / "base", *options) as base:
+        yield base
 
 
 @contextmanager
@@ -302,7 +357,7 @@ def test_images_are_imported_sparse_and_in_the_wanted_format(host: Rig, tmp_path
         image.write(b"content")
     for image_format in ("raw", "qcow2"):
         disk = host.disk("system", image=source, format=image_format, size_bytes=65 << 20)
-        path = disks.image_path("vm", disk, is_overlay=False)
+        path = disks.image_path("vm", disk)
         disks.create_image(path, disk)
         assert disks.image_size(path, image_format) == 65 << 20
         assert path.stat().st_blocks * 512 < 4 << 20
@@ -325,7 +380,7 @@ def test_an_image_larger_than_the_disk_is_refused(
     os.truncate(source, 64 << 20)
     disk = host.disk("system", image=source, **changes)
     with pytest.raises(InvalidRequest) as error:
-        disks.create_image(disks.image_path("vm", disk, is_overlay=False), disk)
+        disks.create_image(disks.image_path("vm", disk), disk)
     assert error.value.field == "size_bytes"
 
 
@@ -338,7 +393,7 @@ def test_an_image_that_needs_another_file_is_refused(host: Rig, tmp_path: Path) 
     subprocess.run(create, check=True)
     disk = host.disk("system", image=lure)
     with pytest.raises(InvalidRequest, match=r"needs another file"):
-        disks.create_image(disks.image_path("vm", disk, is_overlay=False), disk)
+        disks.create_image(disks.image_path("vm", disk), disk)
 
 
 @pytest.mark.parametrize("size_bytes", [0, 513])
@@ -347,7 +402,7 @@ def test_an_empty_disk_needs_a_size(host: Rig, size_bytes: int) -> None:
         name="x", directory=str(host.directory / "d"), format="raw", size_bytes=size_bytes
     )
     with pytest.raises(LeewardError) as error:
-        disks.create_image(disks.image_path("vm", disk, is_overlay=False), disk)
+        disks.create_image(disks.image_path("vm", disk), disk)
     assert error.value.field == "size_bytes"
 
 

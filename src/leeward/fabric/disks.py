@@ -6,11 +6,13 @@ when it is whole.
 
 from __future__ import annotations
 
+import glob
 import json
 import mmap
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -35,9 +37,15 @@ class ImageInfo:
     """Another file it needs (backing or data file); "" for none."""
 
 
-def image_path(vm_id: str, disk: DiskSpec, *, is_overlay: bool) -> Path:
+def image_path(vm_id: str, disk: DiskSpec) -> Path:
     """Return where the VM's image lies."""
-    return Path(disk.directory) / f"{vm_id}-{disk.name}.{'qcow2' if is_overlay else disk.format}"
+    return Path(disk.directory) / f"{vm_id}-{disk.name}.{disk.format}"
+
+
+def overlay_path(vm_id: str, disk: DiskSpec, nonce: str) -> Path:
+    """Return where the VM's overlay lies. nonce: of this boot from a recovery point, used by no
+    other: hosts share stores, and one that was away deletes what it had under its own name."""
+    return Path(disk.directory) / f"{vm_id}-{disk.name}{nonce and '.'}{nonce}.qcow2"
 
 
 def check_new(path: Path, disk: DiskSpec) -> None:
@@ -96,31 +104,27 @@ def delete_image(path: Path) -> None:
 
 
 def keep_image(path: Path) -> None:
-    """Make the image stay under another name when its VM is deleted. Idempotent."""
+    """Make the image stay under another name when its VM is deleted, beside what was kept so
+    before. Idempotent."""
+    names = (path.with_name(f"{path.name}.kept{number or ''}") for number in count())
     try:
         if path.exists():
-            path.rename(path.with_name(path.name + ".kept"))
+            path.rename(next(name for name in names if not name.exists()))
     except OSError as error:
         raise Unavailable(f"cannot rename {path}: {error.strerror}") from error
 
 
-def set_aside(path: Path) -> None:
-    """Make an overlay that another host, gone for good, has left in a store that both share not be
-    in the way. It stays under another name: it holds what its VM wrote there. Idempotent.
-
-    Raises: Conflict while it is in use; Unavailable.
-    """
-    if not path.exists():
-        return
-    try:
-        _qemu_img("info", str(path))
-    except (InvalidRequest, Unavailable) as error:
-        raise Conflict(f"{path} exists already, and cannot be set aside: {error}") from error
-    names = (path.with_name(f"{path.name}.lost-{number}") for number in count(1))
-    try:
-        path.rename(next(name for name in names if not name.exists()))
-    except OSError as error:
-        raise Unavailable(f"cannot rename {path}: {error.strerror}") from error
+def check_unused(vm_id: str, disk: DiskSpec) -> None:
+    """Return if nobody uses an overlay of the VM's disk that is there already, left by another host
+    in a store that both share: the VM would run twice. Raises: Conflict."""
+    stem = glob.escape(f"{vm_id}-{disk.name}.")
+    for path in sorted(Path(disk.directory).glob(f"{stem}*qcow2")):
+        try:
+            _qemu_img("info", str(path))
+        except Unavailable as error:
+            with suppress(Unavailable):
+                _qemu_img("info", "-U", str(path))
+                raise Conflict(f"{path} is in use: {error}", field="disks") from error
 
 
 def image_size(path: Path, image_format: str) -> int:

@@ -7,6 +7,7 @@ undoes what a killed agent had begun.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import threading
 from collections import defaultdict
@@ -115,6 +116,7 @@ class QemuDriver:
             spec=spec,
             phase=Phase.CREATING,
             overlays=frozenset(bases),
+            nonce=secrets.token_hex(4),
             bases={disk: str(socket) for disk, socket in bases.items()},
         )
         if unknown := record.overlays - {disk.name for disk in spec.disks}:
@@ -124,7 +126,7 @@ class QemuDriver:
             admission.check_vm(spec, networks=self._networks.usable(), others=others)
             for disk in spec.disks:
                 if disk.name in record.overlays:
-                    disks.set_aside(image_of(record, disk.name))
+                    disks.check_unused(spec.vm_id, disk)
                 disks.check_new(image_of(record, disk.name), disk)
             self._vms.put(spec.vm_id, record)
         return record

@@ -40,6 +40,8 @@ class VmRecord:
     phase: Phase
     overlays: frozenset[str] = frozenset()
     """Disks that began as a recovery point."""
+    nonce: str = ""
+    """In the names of its overlays; "" in records of earlier versions."""
     bases: dict[str, str] = field(default_factory=dict)
     """Disk → socket of the export it still reads from."""
     half_made: str = ""

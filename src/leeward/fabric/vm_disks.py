@@ -33,8 +33,10 @@ def disk_spec(record: VmRecord, name: str) -> DiskSpec:
 
 def image_of(record: VmRecord, name: str) -> Path:
     """Return where the disk's image lies."""
-    is_overlay = name in record.overlays
-    return disks.image_path(record.spec.vm_id, disk_spec(record, name), is_overlay=is_overlay)
+    disk = disk_spec(record, name)
+    if name in record.overlays:
+        return disks.overlay_path(record.spec.vm_id, disk, record.nonce)
+    return disks.image_path(record.spec.vm_id, disk)
 
 
 def machine_disk(record: VmRecord, name: str) -> MachineDisk:
