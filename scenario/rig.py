@@ -298,7 +298,7 @@ class Witness:
                 longest = max(longest, reading.answered - advanced.answered)
                 advanced = reading
         longest = max(longest, time.time() - advanced.answered)
-        now = ask(self.address, "/counter") or {}
+        now = ask(self.address, "/counter", timeout_seconds=60.0) or {}
         return Witnessed(
             readings[0].acknowledged,
             advanced.acknowledged,

@@ -27,6 +27,8 @@ from leeward.model.recovery import (
     APP_CONSISTENT_SECONDS_MIN,
     DEFAULT_TIERS,
     POWER_OFF_SECONDS,
+    TRIM_SECONDS_MAX,
+    TRIM_SECONDS_MIN,
     BandwidthLimit,
     Policy,
     RetentionTier,
@@ -270,12 +272,25 @@ class PolicyBody(Body):
         le=30 * 86400,
         description="how often guests are frozen for application-consistent points; 0: when asked",
     )
+    trim_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=TRIM_SECONDS_MAX,
+        description="how often guests are asked to give back what they do not use; 0: when asked",
+    )
 
     @field_validator("app_consistent_seconds")
     @classmethod
     def _check_app_consistent(cls, value: int) -> int:
         if 0 < value < APP_CONSISTENT_SECONDS_MIN:
             raise ValueError(f"{value} is neither 0 nor at least {APP_CONSISTENT_SECONDS_MIN}")
+        return value
+
+    @field_validator("trim_seconds")
+    @classmethod
+    def _check_trim(cls, value: int) -> int:
+        if 0 < value < TRIM_SECONDS_MIN:
+            raise ValueError(f"{value} is neither 0 nor at least {TRIM_SECONDS_MIN}")
         return value
 
     def policy(self, name: str) -> Policy:

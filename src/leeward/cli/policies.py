@@ -67,6 +67,7 @@ def show_policy(
         ("consistency groups share every", format_seconds(policy.shared_interval_seconds)),
         ("bandwidth", _bandwidth(policy.bandwidth)),
         ("application-consistent", _every(policy.app_consistent_seconds)),
+        ("trim", _every(policy.trim_seconds)),
     ]
     session.show(policy, lambda: output.print_fields(fields))
 
@@ -123,6 +124,15 @@ def create_policy(
             "1h. 0 (unless said): only by `leeward recovery-point create`.",
         ),
     ] = None,
+    trim: Annotated[
+        str | None,
+        typer.Option(
+            "--trim-every",
+            metavar="DURATION",
+            help="How often guests are asked, through their agent, to give back what they do not "
+            "use: 7d. 0 (unless said): only by `leeward vm trim`.",
+        ),
+    ] = None,
 ) -> None:
     """Create a replication policy, or change what is named of one that is there.
 
@@ -139,6 +149,7 @@ def create_policy(
         "app_consistent_seconds": None
         if app_consistent is None
         else parse_duration(app_consistent, field="--app-consistent-every"),
+        "trim_seconds": None if trim is None else parse_duration(trim, field="--trim-every"),
     }
     changes = {key: value for key, value in asked.items() if value is not None}
     policy = replace(_policy_before(session, vault, check_name(name)), **changes)

@@ -119,6 +119,8 @@ DEFAULT_TIERS = (
 AES_256_GCM = "aes-256-gcm"
 APP_CONSISTENT_SECONDS_MIN = 10
 """Guests are not frozen more often by a policy."""
+TRIM_SECONDS_MIN, TRIM_SECONDS_MAX = 3600, 30 * 86400
+"""Guests are not trimmed more often by a policy, nor seldomer: jobs are remembered that long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,8 @@ class Policy:
     """Of each VM, into its cache; the first that speaks of a time counts, none: no limit."""
     app_consistent_seconds: int = 0
     """How often the guest is frozen for an application-consistent point; 0: only when asked."""
+    trim_seconds: int = 0
+    """How often the guest is asked to give back what it does not use; 0: only when asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,17 @@ class JobStore:
             query = query.where(jobs.c.target == target)
         return [_job(row, ()) for row in self._connection.execute(query)]
 
+    def newest(self, verb: str, target: str) -> Job | None:
+        """Return the newest job of that verb on that target without its steps, or None."""
+        query = (
+            sa.select(jobs)
+            .where(jobs.c.verb == verb, jobs.c.target == target)
+            .order_by(jobs.c.created_ns.desc())
+            .limit(1)
+        )
+        row = self._connection.execute(query).one_or_none()
+        return None if row is None else _job(row, ())
+
     def open_ids(self, *, verb: str = "") -> list[str]:
         """Return the ids of jobs not ended, oldest first; of one verb if it is given."""
         query = sa.select(jobs.c.id).where(jobs.c.state.in_(_OPEN)).order_by(jobs.c.created_ns)

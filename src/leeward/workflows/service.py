@@ -65,6 +65,7 @@ from leeward.workflows.shared_choice import SharedChoice
 from leeward.workflows.side_by_side import SideBySide
 from leeward.workflows.signals import Signals
 from leeward.workflows.space_verbs import SpaceVerbs
+from leeward.workflows.trim_schedule import TrimSchedule
 from leeward.workflows.trim_verbs import VM_TRIM, TrimVerbs
 from leeward.workflows.update_verbs import ITEM_UPDATE, UpdateVerbs
 from leeward.workflows.worker_verbs import WORKER_CHANGE, WorkerVerbs
@@ -138,6 +139,7 @@ class Service:
         self.drill_schedule = DrillSchedule(self.bench, self.drills)
         self.changes = ChangeVerbs(self.bench, lambda: self.jobs)
         self.trims = TrimVerbs(self.bench, lambda: self.jobs)
+        self.trim_schedule = TrimSchedule(self.bench, self.trims)
         self.disks = DiskVerbs(self.bench, lambda: self.jobs)
         self.groups = GroupVerbs(self.bench, lambda: self.jobs, self.machines, self.resources)
         self.jobs = Jobs(self.bench, engine, self._verbs())
@@ -216,8 +218,8 @@ class Service:
         }
 
     def _keep_house(self) -> None:
-        """Jobs that could not be started are, items whose worker is gone get another, drills that
-        are due begin; hourly, old records go."""
+        """Jobs that could not be started are, items whose worker is gone get another, drills and
+        trims that are due begin; hourly, old records go."""
         for turn in count(1):
             if self._stopping.wait(_TAKE_UP_SECONDS):
                 return
@@ -225,6 +227,7 @@ class Service:
                 self.jobs.take_up()
                 self.workers.tick()
                 self.drill_schedule.tick()
+                self.trim_schedule.tick()
                 if turn % _HOUSEKEEPING_TURNS == 0:
                     self.clean_up()
             except LeewardError as error:

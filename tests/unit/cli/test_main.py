@@ -209,6 +209,11 @@ def test_a_policy_freezes_as_often_as_was_typed(api: Api, capsys: Capture) -> No
     assert api.seen[-1][2]["app_consistent_seconds"] == 3600
 
 
+def test_a_policy_trims_as_often_as_was_typed(api: Api, capsys: Capture) -> None:
+    assert run(["policy", "create", "gold", "--trim-every", "7d"]) == 0
+    assert api.seen[-1][2]["trim_seconds"] == 7 * 86400
+
+
 def test_status_is_one_screen(api: Api, capsys: Capture) -> None:
     assert run(["status"]) == 0
     printed = capsys.readouterr().out
