@@ -27,8 +27,9 @@ from leeward.processor.item import ItemProcessor
 from leeward.replica import pins as pins_module
 from leeward.replica.catalog_state import State
 from leeward.replica.disk import open_point
-from leeward.replica.layout import make_segment_id, parse_pin
+from leeward.replica.layout import make_segment_id, parse_pin, segment_name
 from leeward.replica.pins import EXPIRY_SECONDS, Pin, PinWatch
+from leeward.replica.segment import read_table
 from leeward.replica.synthetic import write_full_item
 
 CUTS = 12
@@ -402,4 +403,42 @@ def test_damage_met_on_the_way_costs_nothing_but_the_space() -> None:
         store._objects[name] = whole[:-1] + bytes([whole[-1] ^ 1])
         item.settle(processor)
         store._objects[name] = whole
+        item.check()
+
+
+def test_a_log_is_compacted_window_by_window_whatever_it_has_in_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not all its tables are in memory at once, and the outcome is the same."""
+    reports = []
+    for extents_max in (1 << 24, 26):
+        monkeypatch.setattr(compaction_module, "EXTENTS_MAX", extents_max)
+        item = Thinned(4)
+        with item.world.processor(clock=item.clock) as processor:
+            reports.append(processor.reclaim(is_thorough=True))
+            assert reports[-1].rewritten_bytes > 0
+            item.settle(processor)
+            item.check()
+            item.check_nothing_is_left_over()
+    assert reports[0] == reports[1]
+    world = Thinned(4).world
+    tables = [
+        len(read_table(world.stores[url], name).extents)
+        for url, name in world.replica_objects()
+        if "/segments/" in name and url == URLS[SYSTEM]
+    ]
+    assert sum(tables) > 26
+
+
+def test_a_window_too_long_to_be_compacted_keeps_no_garbage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compaction_module, "EXTENTS_MAX", 0)
+    item = Thinned(4)
+    orphan = segment_name(ITEM, SYSTEM, make_segment_id(1, 1 << 20))
+    item.world.stores[URLS[SYSTEM]].create(orphan, b"of an owner that died")
+    with item.world.processor(clock=item.clock) as processor:
+        item.settle(processor)
+        assert orphan not in item.world.stores[URLS[SYSTEM]].list("")
+        assert processor.reclaim(is_thorough=True).rewritten_bytes == 0
         item.check()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from leeward.core.errors import DataIntegrity, SegmentCorrupt, Unavailable
+from leeward.core.errors import Conflict, DataIntegrity, SegmentCorrupt, Unavailable
 from leeward.core.units import BLOCK, MIB
 from leeward.object_store.store import ObjectStore, join
 from leeward.observability.log import get_logger
@@ -33,6 +33,7 @@ from leeward.processor.compaction_plan import (
     replace_victims,
     sum_figures,
 )
+from leeward.processor.disk_log import DiskCompaction, LogEntry, Position, log_of, windows_of
 from leeward.processor.old_blocks import BlockReader
 from leeward.replica.block_map import BlockMap, open_checkpoint
 from leeward.replica.catalog_state import LoggedCut, State
@@ -57,85 +58,12 @@ DEAD_SHARE_AFTER = 0.075
 CROWDED_MAX = 256
 """With more segments that are too many and too small there is a round as well."""
 EXTENTS_MAX = 1 << 24
-"""Extents held in memory at once: a log of more is not compacted."""
+"""Extents held in memory at once, about: a window of more is not compacted."""
 READERS = 8
+_TABLES_AT_ONCE = 64
+"""Read when a map is made of them."""
 _UNREAD = DiskFigures()
 """Of a window of one cut: nothing is dead in it, and how much it has nobody has asked yet."""
-
-Position = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """What a cut's record says of the disk. is_end: somebody may want the disk as after it."""
-
-    position: Position
-    size_bytes: int
-    segments: tuple[int, ...]
-    checkpoint: str
-    is_end: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskCompaction:
-    """A disk's log as it is to be, everything it names stored; valid under `claim` only.
-
-    before: the segments that the cuts listed when it was made.
-    """
-
-    disk: str
-    claim: int
-    before: Mapping[Position, tuple[int, ...]]
-    log: Mapping[Position, LoggedCut]
-    victims: int
-    moved_bytes: int
-    written_bytes: int
-
-
-def log_of(state: State, disk: str) -> list[LogEntry]:
-    """Return a disk's log, oldest cut first."""
-    ends = state.ends()
-    return [
-        LogEntry(
-            cut.position,
-            entry.size_bytes,
-            entry.segments,
-            entry.checkpoint,
-            cut.position in ends,
-        )
-        for cut, entry in state.disk_entries(disk)
-    ]
-
-
-def compacted_log(state: State, made: DiskCompaction) -> list[LoggedCut] | None:
-    """Return all that the disk's log is to have of the cuts there are now, those that came since
-    without the maps they stored: these refer to victims. None if it is not the log that was
-    compacted any more, or if the chain has been restarted since: the map stored then may be all
-    that tells how to pass over something damaged."""
-    if any(cut.restarts and cut.position > max(made.before) for cut in state.cuts):
-        return None
-    log: list[LoggedCut] = []
-    left = dict(made.log)
-    for entry in log_of(state, made.disk):
-        planned = left.pop(entry.position, None)
-        if planned is None:
-            planned = LoggedCut(
-                epoch=entry.position[0], sequence=entry.position[1], segments=entry.segments
-            )
-        elif made.before[entry.position] != entry.segments:
-            return None
-        if planned.segments or planned.checkpoint:
-            log.append(planned)
-    return None if any(planned.segments for planned in left.values()) else log
-
-
-def windows_of(log: Sequence[LogEntry]) -> Iterator[slice]:
-    """Yield what lies between the ends, each with the end it leads to."""
-    first = 0
-    for index, entry in enumerate(log):
-        if entry.is_end:
-            yield slice(first, index + 1)
-            first = index + 1
 
 
 @dataclass(slots=True)
@@ -173,8 +101,9 @@ class DiskCompactor:
 
     def survey(self, state: State) -> DiskFigures:
         """Return how much of the disk's log is dead; only windows that have changed are read, and
-        one with a damaged table that something may be seen of is passed over. Those of one cut are
-        read, oldest first, only while what is dead seems worth a round. Raises: Unavailable.
+        one with a damaged table that something may be seen of, or too long, is passed over. Those
+        of one cut are read, oldest first, only while what is dead seems worth a round.
+        Raises: Unavailable.
         """
         log = log_of(state, self._disk)
         known, self._known = self._known, {}
@@ -229,7 +158,7 @@ class DiskCompactor:
     def _look_at(self, window: Sequence[LogEntry]) -> DiskFigures:
         try:
             return figures_of(self._planned(window, DEAD_PERCENT_MIN, 1 << 62))
-        except DataIntegrity as error:
+        except (DataIntegrity, Conflict) as error:
             # Nobody knows what would show if it were left out: the window stays until it changes.
             get_logger().warning("window_not_compacted", disk=self._disk, problem=str(error))
             return DiskFigures()
@@ -237,7 +166,6 @@ class DiskCompactor:
     def _planned(
         self, window: Sequence[LogEntry], dead_percent_min: int, moved_blocks_max: int
     ) -> WindowPlan:
-        self._load(_ids(window))
         return plan_window(
             self._segments(window),
             spared=frozenset(self._spared),
@@ -319,8 +247,10 @@ class DiskCompactor:
 
     def _segments(self, window: Sequence[LogEntry]) -> list[LogSegment]:
         """Return a window's segments, those whose tables are damaged as if they had nothing where
-        that cannot be told: under a later one that covers the whole disk. Raises: DataIntegrity.
+        that cannot be told: under a later one that covers the whole disk. Raises: DataIntegrity;
+        Conflict when they are too long.
         """
+        self._load(_ids(window))
         found: list[LogSegment] = []
         is_covered = False
         for entry in reversed(window):
@@ -338,7 +268,11 @@ class DiskCompactor:
         return self._tables[segment_id]
 
     def _load(self, ids: Sequence[int]) -> None:
-        """Have the tables of these segments in memory, or why they cannot be read."""
+        """Have the tables of these segments in memory, or why they cannot be read; others as long
+        as there is room. Raises: Conflict when there is none for these alone."""
+        if self._extents_held > EXTENTS_MAX // 2:
+            wanted = frozenset(ids)
+            self._tables = {each: it for each, it in self._tables.items() if each in wanted}
         missing = [
             each for each in ids if each not in self._tables and each not in self._unreadable
         ]
@@ -350,9 +284,29 @@ class DiskCompactor:
                     self._tables[segment_id] = found
                 else:
                     self._unreadable[segment_id] = found
-        if sum(len(each.extents) for each in self._tables.values()) > EXTENTS_MAX:
+        if sum(len(self._tables[each].extents) for each in ids if each in self._tables) > (
+            EXTENTS_MAX
+        ):
             self._tables.clear()
-            raise Unavailable(f"the log of disk {self._disk} has too many extents to be compacted")
+            raise Conflict(f"disk {self._disk} has too many extents to be compacted at once")
+
+    @property
+    def _extents_held(self) -> int:
+        return sum(len(each.extents) for each in self._tables.values())
+
+    def _read_in_turn(self, ids: Sequence[int]) -> Iterator[LogSegment]:
+        """Yield the segments' tables, keeping none. Raises: DataIntegrity."""
+
+        def known_or_read(segment_id: int) -> LogSegment | DataIntegrity:
+            known = self._tables.get(segment_id) or self._unreadable.get(segment_id)
+            return known or self._try_table(segment_id)
+
+        with ThreadPoolExecutor(READERS) as readers:
+            for low in range(0, len(ids), _TABLES_AT_ONCE):
+                for found in readers.map(known_or_read, ids[low : low + _TABLES_AT_ONCE]):
+                    if isinstance(found, DataIntegrity):
+                        raise found
+                    yield found
 
     def _try_table(self, segment_id: int) -> LogSegment | DataIntegrity:
         try:
@@ -432,13 +386,12 @@ class DiskCompactor:
         block_map = BlockMap(self._item_id, self._disk, 0)
         if start >= 0:
             block_map = open_checkpoint(self._store, kept[start].checkpoint)
-        self._load([each for entry in new[start + 1 :] for each in entry.segments])
+        tables = self._read_in_turn(_ids(new[start + 1 :]))
         segments = extents = 0
-        for at in range(start + 1, len(new)):
-            entry = new[at]
+        for at, entry in enumerate(new[start + 1 :], start + 1):
             block_map.grow(max(entry.size_bytes, block_map.size_bytes))
             for each in entry.segments:
-                table = self._table(each)
+                table = next(tables)
                 block_map.apply(each, table.extents)
                 segments += 1
                 extents += len(table.extents)

@@ -37,8 +37,8 @@ from leeward.processor.apply import (
     open_replica,
     store_segment,
 )
-from leeward.processor.compaction import DiskCompaction, compacted_log
 from leeward.processor.digesting import Digesting
+from leeward.processor.disk_log import DiskCompaction, compacted_log
 from leeward.processor.drain import ArrivedCut, Cache, ChainHead
 from leeward.processor.garbage import Garbage, Stand
 from leeward.processor.held_points import plan_around_held

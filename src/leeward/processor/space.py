@@ -14,7 +14,8 @@ from leeward.core.clock import Clock
 from leeward.core.errors import Conflict, DataIntegrity
 from leeward.object_store.store import ObjectStore
 from leeward.observability.log import get_logger
-from leeward.processor.compaction import DiskCompaction, DiskCompactor
+from leeward.processor.compaction import DiskCompactor
+from leeward.processor.disk_log import DiskCompaction
 from leeward.processor.garbage import GRACE_SECONDS, Collected, Collector, LogOwner, Stand
 from leeward.protocol.messages import SpaceReport
 from leeward.replica.segment import BLOCKS, Compression
@@ -123,7 +124,7 @@ class Space:
                 compaction = compactor.make(
                     stand.state, plans, stand.numbers, is_stopping=is_stopping
                 )
-            except DataIntegrity as error:
+            except (DataIntegrity, Conflict) as error:
                 self._log.warning("disk_not_compacted", disk=disk, problem=str(error))
                 break
             if not self._owner.compact(compaction):

@@ -16,7 +16,8 @@ from leeward.model.recovery import Consistency
 from leeward.object_store.file import create_file_store
 from leeward.object_store.store import ObjectStore
 from leeward.processor.apply import Numbers
-from leeward.processor.compaction import DiskCompactor, compacted_log
+from leeward.processor.compaction import DiskCompactor
+from leeward.processor.disk_log import compacted_log
 from leeward.replica.block_map import BlockMap
 from leeward.replica.catalog import SNAPSHOT_VERSIONS, Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk, State
