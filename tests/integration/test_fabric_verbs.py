@@ -47,7 +47,8 @@ def test_a_paused_vm_stands_until_started_and_has_the_promised_nodes(host: Rig) 
     spec = host.empty_vm()
     status = driver.create_vm(spec, paused=True)
     assert status.power is PowerState.PAUSED
-    assert driver.create_vm(spec) == status, "asked again it changes nothing"
+    assert driver.create_vm(replace(spec, made_for="job-2")) == status, "again it changes nothing"
+    assert driver.made_for(spec.vm_id) == spec.made_for == ""
     nodes = driver.disk_nodes("empty")
     assert [(one.disk, one.node, one.size_bytes) for one in nodes] == [
         ("system", "disk-system", 1 << 20),

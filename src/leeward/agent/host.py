@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from leeward.agent.replication import Replications
 from leeward.agent.scripts import Scripts
 from leeward.agent.trimming import Trimming
 from leeward.core.codec import from_plain, to_plain
-from leeward.core.errors import Fenced, InvalidRequest
+from leeward.core.errors import Fenced, InvalidRequest, NotFound
 from leeward.fabric.driver import FabricDriver
+from leeward.observability.log import get_logger
 from leeward.protocol.fabric import (
     AccountSpec,
     BootSpec,
+    Discarded,
     DiskAddition,
     DiskGrowth,
     DiskOfVm,
@@ -44,6 +47,8 @@ from leeward.protocol.fabric import (
 )
 from leeward.protocol.messages import Announced, Command, MeetingCall, NodeStatus, Verb
 
+log = get_logger()
+
 Arguments = dict[str, Any]
 
 
@@ -53,6 +58,7 @@ class _OfVm:
     force: bool = False
     keep_disks: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
+    made_for: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +123,7 @@ class HostAgent:
             Verb.VM_DISK_UNPLUG: lambda a: fabric.unplug_disk(from_plain(a, DiskOfVm)),
             Verb.VM_DISK_REMOVE: lambda a: fabric.remove_disk(from_plain(a, DiskOfVm)),
             Verb.VM_DISK_GROW: lambda a: self._grow_disk(from_plain(a, DiskGrowth)),
-            Verb.VM_DELETE: lambda a: recoveries.discard(from_plain(a, _OfVm).vm_id),
+            Verb.VM_DELETE: lambda a: self._discard(from_plain(a, _OfVm)),
             Verb.REPLICATION_START: lambda a: replications.start(from_plain(a, ReplicationSpec)),
             Verb.REPLICATION_STOP: lambda a: replications.stop(from_plain(a, _OfItem).item_id),
             Verb.REPLICATION_DRAIN: lambda a: replications.drain(from_plain(a, DrainSpec)),
@@ -206,10 +212,16 @@ class HostAgent:
             raise
         return status
 
-    def _discard(self, target: _OfVm) -> None:
-        self._recoveries.discard(
-            target.vm_id, keep_disks=target.keep_disks, networks=target.networks
-        )
+    def _discard(self, target: _OfVm) -> Discarded:
+        """made_for: only a VM that was made for that job goes. One that was there before, and was
+        in its way, stays."""
+        vm_id = target.vm_id
+        with suppress(NotFound):
+            if target.made_for and self._driver.made_for(vm_id) != target.made_for:
+                log.warning("vm_kept", vm=vm_id, job=target.made_for)
+                return Discarded(is_kept=True)
+        self._recoveries.discard(vm_id, keep_disks=target.keep_disks, networks=target.networks)
+        return Discarded()
 
     def _stop_vm(self, target: _OfVm) -> VmStatus:
         return self._fabric.stop_vm(target.vm_id, force=target.force)

@@ -126,6 +126,8 @@ class Recoveries:
             spec.point_id,
         ):
             raise Conflict(f"{vm_id} already runs from recovery point {known.boot.point_id}")
+        if known is None and self._is_there(vm_id):
+            raise Conflict(f"{vm_id} is on this host already, from no recovery point")
         if known is None:
             self._remember(RecoveryRecord(boot=spec))
         elif known.hydrated:

@@ -133,6 +133,9 @@ class FabricDriver(Protocol):
         """Make no trace of the VM remain: stopped, disks it was created with deleted. Images of
         `keep_disks` stay, as `<image>.kept`."""
 
+    def made_for(self, vm_id: str) -> str:
+        """Return the job that the VM was made for, "" if that is not known."""
+
     def vm_status(self, vm_id: str) -> VmStatus:
         """Return how the VM is now."""
 

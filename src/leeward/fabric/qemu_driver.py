@@ -280,6 +280,9 @@ class QemuDriver:
             disks.delete_image(image_of(record, disk.name))
         self._vms.delete(vm_id)
 
+    def made_for(self, vm_id: str) -> str:
+        return self._record(vm_id).spec.made_for
+
     def vm_status(self, vm_id: str) -> VmStatus:
         return self._status(self._record(vm_id))
 

@@ -66,7 +66,11 @@ class NicSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSpec:
-    """vm_id is unique on the host, at most 40 of [a-z0-9-]; name is the guest's host name."""
+    """vm_id is unique on the host, at most 40 of [a-z0-9-]; name is the guest's host name.
+
+    made_for: the job that asks for it: what undoes that job must not delete a VM that was there
+    before. It tells no VM from another.
+    """
 
     vm_id: str
     name: str
@@ -77,6 +81,7 @@ class VmSpec:
     nics: tuple[NicSpec, ...]
     forwards: tuple[int, ...] = ()
     display: str = "none"
+    made_for: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +261,13 @@ class BootSpec:
     is_varied: bool = False
     """The item's disks have changed: of `replicas`, and the VM's disks, those count that the point
     has, with the sizes that it says. The answer tells which."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discarded:
+    """is_kept: the VM is there, and was not made for the job that is undone."""
+
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

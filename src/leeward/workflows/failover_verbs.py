@@ -17,7 +17,7 @@ from leeward.failover.plan import FailoverPlan, plan_change, plan_failover
 from leeward.failover.select import LATEST, LATEST_PROCESSED
 from leeward.model.recovery import ItemState, Job, RecoveryPoint, check_is, check_transition
 from leeward.model.resources import VirtualMachine
-from leeward.protocol.fabric import BootSpec, VmStatus
+from leeward.protocol.fabric import BootSpec, Discarded, VmStatus
 from leeward.protocol.messages import Role, Verb
 from leeward.vault.items import ItemRecord
 from leeward.vault.jobs import IdempotencyKey
@@ -40,17 +40,20 @@ from leeward.workflows.specs import replica_disks, vm_id, vm_spec
 
 SEAL_SECONDS = 60.0
 BOOT_SECONDS = 120.0
+_ABOUT_VM = (Verb.RECOVERY_BOOT, Verb.RECOVERY_DISCARD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailoverArguments:
-    """The item is failing_over under the plan's epoch already. is_host_in_doubt: an earlier try may
-    have left the VM on its host. drills: those cut short on that host."""
+    """The item is failing_over under the plan's epoch already. is_host_in_doubt: an earlier try, of
+    the doubted job where that is known, may have left the VM on its host. drills: those cut short
+    on that host."""
 
     item_id: str
     plan: FailoverPlan
     is_new_worker: bool
     is_host_in_doubt: bool = False
+    doubted_job: str = ""
     drills: tuple[str, ...] = ()
 
 
@@ -65,6 +68,14 @@ class ChangeArguments:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitArguments:
     item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """Where the VM may be, and the job that it was made for if so; "": not known."""
+
+    host: NodeRecord
+    job_id: str
 
 
 class FailoverVerbs:
@@ -107,7 +118,7 @@ class FailoverVerbs:
         answer. Raises: Unavailable."""
         worker = self._worker(records, record)
         doubted = self._doubted_host(records, record)
-        host = doubted or self._host(records, record)
+        host = doubted.host if doubted else self._host(records, record)
         item = replace(record.item, state=ItemState.FAILING_OVER, problem="")
         if not plan.is_planned:  # else the source goes on under its epoch, up to its last write
             item = replace(item, epoch=plan.epoch)
@@ -126,6 +137,7 @@ class FailoverVerbs:
             plan=plan,
             is_new_worker=worker.id != record.worker_id,
             is_host_in_doubt=doubted is not None,
+            doubted_job=doubted.job_id if doubted else "",
             drills=cut_drills_short(records, region=host.region, host=host.name),
         )
 
@@ -172,7 +184,7 @@ class FailoverVerbs:
 
     def carry_out(self, job: RunningJob, arguments: FailoverArguments) -> Json:
         """As `run_failover`, for a job that has more to do before."""
-        item_id, plan = arguments.item_id, arguments.plan
+        item_id, plan, has_booted = arguments.item_id, arguments.plan, False
         try:
             job.step("fence source", lambda _: self._fence(job, item_id), dict[str, object])
             sealed = self._sealed(job, arguments)
@@ -184,7 +196,9 @@ class FailoverVerbs:
                     dict[str, object],
                 )
             if arguments.is_host_in_doubt:
-                job.order("discard", lambda: self._discard_order(item_id), dict[str, object])
+                doubted = arguments.doubted_job
+                job.order("discard", lambda: self._discard_order(item_id, doubted), Discarded)
+            has_booted = True
             status = self._boot(job, item_id, point_id)
             return job.record_step(
                 "record",
@@ -192,7 +206,12 @@ class FailoverVerbs:
                 dict[str, object],
             )
         except LeewardError as error:
-            self._undo(job, item_id, error)
+            if has_booted:  # else there is nothing of it, and what there is was there before
+                made_for = job.record.id
+                job.undo_orders(
+                    "discard what booted", lambda: [self._discard_order(item_id, made_for)]
+                )
+            self._record_failure(job, item_id, error)
             raise
 
     def run_change(self, job: RunningJob) -> Json:
@@ -200,7 +219,7 @@ class FailoverVerbs:
         arguments = job.arguments(ChangeArguments)
         item_id, point = arguments.item_id, arguments.point
         try:
-            job.order("discard", lambda: self._discard_order(item_id), dict[str, object])
+            job.order("discard", lambda: self._discard_order(item_id), Discarded)
             status = self._boot(job, item_id, point.id)
             return job.record_step(
                 "record",
@@ -208,7 +227,8 @@ class FailoverVerbs:
                 dict[str, object],
             )
         except LeewardError as error:
-            self._undo(job, item_id, error)
+            job.undo_orders("discard what booted", lambda: [self._discard_order(item_id)])
+            self._record_failure(job, item_id, error)
             raise
 
     def run_commit(self, job: RunningJob) -> Json:
@@ -226,10 +246,17 @@ class FailoverVerbs:
         return next((worker for worker in workers if worker.id == record.worker_id), workers[0])
 
     def _host(self, records: Records, record: ItemRecord) -> NodeRecord:
+        """Return the agent that gets the VM: one that has it already, though this vault knows
+        nothing of it (it was made anew, or that host had been forgotten), or else any."""
+        name = vm_id(record.target_vm.name)
+        for agent in self._bench.answering(records, Role.AGENT, record.target_vm.region):
+            told = records.commands.newest_about(agent.id, _ABOUT_VM, name)
+            if told is None and self._bench.live.vm(agent.id, name) is not None:
+                return agent
         freed = drill_memory(records, record.target_vm.region)
         return self._bench.place(records, record.target_vm, freed=freed)
 
-    def _doubted_host(self, records: Records, record: ItemRecord) -> NodeRecord | None:
+    def _doubted_host(self, records: Records, record: ItemRecord) -> _Doubt | None:
         """Return the agent that was told to boot the VM by an earlier try and has not said since
         that nothing of it is left; None if there is none.
 
@@ -239,13 +266,11 @@ class FailoverVerbs:
         agent = self._bench.find_agent(records, record.target_vm)
         if agent is None:
             return None
-        last = records.commands.newest_about(
-            agent.id, (Verb.RECOVERY_BOOT, Verb.RECOVERY_DISCARD), vm_id(record.target_vm.name)
-        )
+        last = records.commands.newest_about(agent.id, _ABOUT_VM, vm_id(record.target_vm.name))
         if last is None:
             return None
-        is_gone = last.command.verb is Verb.RECOVERY_DISCARD and last.answer and last.answer.ok
-        if is_gone:
+        is_discard, answer = last.command.verb is Verb.RECOVERY_DISCARD, last.answer
+        if is_discard and answer and answer.ok and not answer.result.get("is_kept"):
             return None
         if not self._bench.is_heard(agent):
             raise Unavailable(
@@ -254,7 +279,8 @@ class FailoverVerbs:
                 hint="make that host answer; if it is gone for good, "
                 f"`leeward region forget-node {agent.region} {agent.name}`",
             )
-        return agent
+        made_for = last.command.arguments.get("made_for", "") if is_discard else last.job_id
+        return _Doubt(host=agent, job_id=str(made_for))
 
     # --- steps
 
@@ -327,12 +353,12 @@ class FailoverVerbs:
     def _boot(self, job: RunningJob, item_id: str, point_id: str) -> VmStatus:
         return job.order(
             "boot",
-            lambda: self._boot_order(item_id, point_id),
+            lambda: self._boot_order(item_id, point_id, job.record.id),
             VmStatus,
             timeout_seconds=BOOT_SECONDS,
         )
 
-    def _boot_order(self, item_id: str, point_id: str) -> Order:
+    def _boot_order(self, item_id: str, point_id: str, job_id: str) -> Order:
         with self._bench.vault.read() as records:
             record = records.items.by_id(item_id)
             item, vm = with_all_disks(record.item, record.target_vm)
@@ -351,17 +377,19 @@ class FailoverVerbs:
             point_id=point_id,
             catalog_url=replicas[0].target_url,
             replicas=replicas,
-            vm=vm_spec(installation, vm, networks, accounts),
+            vm=replace(vm_spec(installation, vm, networks, accounts), made_for=job_id),
             networks=specs,
             is_varied=item.has_varied_disks,
         )
         return Order(node=agent, verb=Verb.RECOVERY_BOOT, arguments=to_plain(spec))
 
-    def _discard_order(self, item_id: str) -> Order:
+    def _discard_order(self, item_id: str, made_for: str = "") -> Order:
+        """made_for: only what that job has made is to go, "": whatever is there."""
         with self._bench.vault.read() as records:
             vm = records.items.by_id(item_id).target_vm
             agent = self._bench.agent_of(records, vm)
-        return Order(node=agent, verb=Verb.RECOVERY_DISCARD, arguments={"vm_id": vm_id(vm.name)})
+        arguments: Json = {"vm_id": vm_id(vm.name), "made_for": made_for}
+        return Order(node=agent, verb=Verb.RECOVERY_DISCARD, arguments=arguments)
 
     # --- outcomes
 
@@ -401,9 +429,8 @@ class FailoverVerbs:
             "status": to_plain(status),
         }
 
-    def _undo(self, job: RunningJob, item_id: str, error: LeewardError) -> None:
-        """Nothing of the target VM is left, and the item says what to do."""
-        job.undo_orders("discard what booted", lambda: [self._discard_order(item_id)])
+    def _record_failure(self, job: RunningJob, item_id: str, error: LeewardError) -> None:
+        """The item says what to do."""
         job.step(
             "record failure",
             lambda _: self._failed(item_id, error),

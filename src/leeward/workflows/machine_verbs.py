@@ -149,13 +149,13 @@ class MachineVerbs:
             job.orders("networks", lambda: self._network_orders(arguments), dict[str, object])
             status = job.order(
                 "create",
-                lambda: self._create_order(arguments),
+                lambda: self._create_order(arguments, job.record.id),
                 VmStatus,
                 timeout_seconds=VM_CREATE_SECONDS,
             )
             job.record_step("record", lambda: self._created(arguments, status), dict[str, object])
         except LeewardError:
-            job.undo_orders("undo", lambda: [self._delete_order(arguments)])
+            job.undo_orders("undo", lambda: [self._undo_order(arguments, job.record.id)])
             job.step("forget", lambda _: self._forget(arguments), dict[str, object], is_undo=True)
             raise
         return {"vm": arguments.name, "status": to_plain(status)}
@@ -214,7 +214,7 @@ class MachineVerbs:
                 for name in dict.fromkeys(nic.network for nic in vm.nics)
             ]
 
-    def _create_order(self, arguments: MachineArguments) -> Order:
+    def _create_order(self, arguments: MachineArguments, job_id: str) -> Order:
         with self._bench.vault.read() as records:
             vm, agent = self._vm_and_agent(records, arguments)
             spec = vm_spec(
@@ -223,7 +223,13 @@ class MachineVerbs:
                 networks_by_name(records, vm.region),
                 accounts_by_name(records, vm.region),
             )
-        return Order(node=agent, verb=Verb.VM_CREATE, arguments=to_plain(spec))
+        made = replace(spec, made_for=job_id)
+        return Order(node=agent, verb=Verb.VM_CREATE, arguments=to_plain(made))
+
+    def _undo_order(self, arguments: MachineArguments, job_id: str) -> Order:
+        """A VM that the vault did not know, and that was in the way, stays."""
+        order = self._delete_order(arguments)
+        return replace(order, arguments={**order.arguments, "made_for": job_id})
 
     def _power_order(self, arguments: MachineArguments, verb: Verb, more: Json) -> Order:
         with self._bench.vault.read() as records:

@@ -32,6 +32,7 @@ class FakeDriver:
         self.calls: list[str] = []
         self.vms: dict[str, PowerState] = {}
         self.hydrating: set[str] = set()
+        self.jobs: dict[str, str] = {}
         self.refuse_create: LeewardError | None = None
         self.refuse_delete_network: LeewardError | None = None
 
@@ -59,6 +60,7 @@ class FakeDriver:
             raise self.refuse_create
         self.calls.append(f"create {spec.vm_id} over {sorted(bases or {})}")
         self.vms[spec.vm_id] = PowerState.RUNNING
+        self.jobs[spec.vm_id] = spec.made_for
         if bases:
             self.hydrating.add(spec.vm_id)
         return self.vm_status(spec.vm_id)
@@ -105,6 +107,10 @@ class FakeDriver:
         self.calls.append(f"delete {vm_id}")
         self.vms.pop(vm_id, None)
         self.hydrating.discard(vm_id)
+
+    def made_for(self, vm_id: str) -> str:
+        self.vm_status(vm_id)
+        return self.jobs.get(vm_id, "")
 
     def vm_status(self, vm_id: str) -> VmStatus:
         if vm_id not in self.vms:

@@ -117,7 +117,7 @@ def test_life_of_a_vm(host: Host) -> None:
     assert host.do(Verb.VM_CREATE, vm_spec())["power"] == "running"
     assert host.do(Verb.VM_STOP, {"vm_id": "web-1", "force": False})["power"] == "stopped"
     assert host.do(Verb.VM_START, {"vm_id": "web-1"})["power"] == "running"
-    assert host.do(Verb.VM_DELETE, {"vm_id": "web-1"}) == {}
+    assert host.do(Verb.VM_DELETE, {"vm_id": "web-1"}) == {"is_kept": False}
     with pytest.raises(NotFound):
         host.do(Verb.VM_START, {"vm_id": "web-1"})
 
@@ -267,6 +267,25 @@ def test_a_boot_that_came_to_nothing_keeps_no_fence_away(
             host.do(Verb.RECOVERY_BOOT, replace(boot_spec(), epoch=5))
     host.do(Verb.REPLICATION_FENCE, {"item_id": "item-1", "epoch": 2, "vm_id": "web-1"})
     assert host.driver.vms == {"web-1": PowerState.STOPPED}
+
+
+def test_a_vm_that_was_there_before_survives_the_undoing_of_a_job_it_was_in_the_way_of(
+    host: Host,
+) -> None:
+    """The vault was lost, or had forgotten this host: it asks for a VM that runs here."""
+    first, second = (replace(vm_spec(), made_for=job) for job in ("job-1", "job-2"))
+    point = replace(boot_spec(), vm=second)
+    undo = {"vm_id": "web-1", "made_for": "job-2"}
+    for begun in ((Verb.VM_CREATE, first), (Verb.RECOVERY_BOOT, replace(point, vm=first))):
+        host.do(*begun)
+        with pytest.raises(Conflict):
+            host.do(Verb.RECOVERY_BOOT, replace(point, point_id="rp-0001-00000099"))
+        for verb in (Verb.RECOVERY_DISCARD, Verb.VM_DELETE):
+            assert host.do(verb, undo) == {"is_kept": True}
+        assert host.driver.vms == {"web-1": PowerState.RUNNING}
+        undone = host.do(Verb.RECOVERY_DISCARD, {"vm_id": "web-1", "made_for": "job-1"})
+        assert (undone, host.driver.vms) == ({"is_kept": False}, {})
+    assert host.do(Verb.RECOVERY_DISCARD, undo) == {"is_kept": False}
 
 
 def test_a_test_vm_is_looked_at_and_its_point_read(host: Host) -> None:

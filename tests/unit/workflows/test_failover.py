@@ -11,7 +11,9 @@ from tests.unit.workflows.replay_rig import Site, site
 
 from leeward.core.errors import Conflict, HypervisorRefused, NotFound, Unavailable
 from leeward.model.recovery import ItemState, Job, JobState, ReplicatedItem
-from leeward.protocol.messages import Verb
+from leeward.model.resources import PowerState, VirtualMachine
+from leeward.protocol.fabric import VmStatus
+from leeward.protocol.messages import NodeStatus, Verb
 
 
 @pytest.fixture
@@ -130,6 +132,41 @@ def test_a_host_lost_after_the_failover_is_forgotten_and_the_vm_starts_on_anothe
     assert made.run(failover(made)).state is JobState.SUCCEEDED
     assert made.booted_by(other) == 1
     assert item(made).state is ItemState.FAILED_OVER
+
+
+# --- a VM that runs there already, though the vault does not know: it was made anew
+
+
+def test_the_host_that_has_the_vm_gets_it_and_keeps_it_when_that_fails(made: Site) -> None:
+    other = made.enrol_target("n-2")
+    runs = VmStatus(vm_id="web-1", power=PowerState.RUNNING)
+    made.service.monitor.take_status(made.target, NodeStatus(storage_root="/somewhere"))
+    made.service.monitor.take_status(other, NodeStatus(storage_root="/somewhere", vms=(runs,)))
+    made.refuse[Verb.PROCESSING_SEAL] = Unavailable("the store is away")
+    assert made.run(failover(made)).state is JobState.FAILED
+    assert made.asked[Verb.RECOVERY_DISCARD] == 0, "nothing of it had been begun"
+    del made.refuse[Verb.PROCESSING_SEAL]
+    made.refuse[Verb.RECOVERY_BOOT] = Conflict("it runs from another point")
+    made.results[Verb.RECOVERY_DISCARD] = {"is_kept": True}
+    refused = made.run(failover(made))
+    assert refused.state is JobState.FAILED
+    assert made.last[Verb.RECOVERY_DISCARD] == {"vm_id": "web-1", "made_for": refused.id}
+    del made.refuse[Verb.RECOVERY_BOOT]
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    assert made.asked[Verb.RECOVERY_DISCARD] == 2, "it is asked for no more than that job's"
+    assert made.last[Verb.RECOVERY_DISCARD] == {"vm_id": "web-1", "made_for": refused.id}
+    assert (made.booted_by(other), made.booted_by(made.target)) == (1, 0)
+
+
+def test_creating_a_vm_in_vain_deletes_none_that_was_there(made: Site) -> None:
+    with made.service.bench.vault.read() as records:
+        vm = records.resources.get(VirtualMachine, "east", "web-1").value
+    made.refuse[Verb.VM_CREATE] = Conflict("VM web-2 exists already")
+    nics = tuple(replace(nic, address="", mac="") for nic in vm.nics)
+    job = made.service.machines.create(replace(vm, name="web-2", nics=nics))
+    assert job is not None
+    assert made.run(job).state is JobState.FAILED
+    assert made.last[Verb.VM_DELETE] == {"vm_id": "web-2", "made_for": job.id}
 
 
 def test_what_is_committed_is_not_lost_with_its_host_unasked(made: Site) -> None:
