@@ -61,6 +61,7 @@ class StorageDaemon:
         self.bytes_per_second = bytes_per_second
         self.nbd_socket = directory / "guest-nbd.sock"
         self.qmp_socket = directory / "guest-qmp.sock"
+        self._speed_socket = directory / "speed.sock"
         self.process: subprocess.Popen[bytes] | None = None
         self._session: QmpSession | None = None
         self._lock = threading.Lock()
@@ -93,9 +94,28 @@ class StorageDaemon:
             command += ["--export", export]
         chardev = f"socket,path={self.qmp_socket},server=on,wait=off,id=qmp"
         command += ["--chardev", chardev, "--monitor", "chardev=qmp"]
+        chardev = f"socket,path={self._speed_socket},server=on,wait=off,id=speed"
+        command += ["--chardev", chardev, "--monitor", "chardev=speed"]
         self.qmp_socket.unlink(missing_ok=True)
+        self._speed_socket.unlink(missing_ok=True)
         self.process = subprocess.Popen(command)
         wait_until(lambda: listens(self.qmp_socket), "storage daemon is up")
+
+    def set_speed(self, bytes_per_second: int) -> None:
+        """Have each disk, throttled from the start, give so much from now on."""
+        session = open_monitor(self._speed_socket)
+        try:
+            for disk in self.disks:
+                session.execute(
+                    "qom-set",
+                    {
+                        "path": f"/objects/group-{disk}",
+                        "property": "limits",
+                        "value": {"bps-total": bytes_per_second, "iops-total": self.iops},
+                    },
+                )
+        finally:
+            session.close()
 
     def session(self) -> QmpSession:
         """Return its one session, as a fabric driver does. Raises: Conflict when it is not up."""

@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.integration.storage_daemon import wait_until
 from tests.simulation.real_item import RealItem
 from tests.simulation.real_mutants import REAL_MUTANTS
 from tests.simulation.requests import Guest
@@ -36,6 +37,10 @@ PATIENCE_SECONDS = 60.0
 STALL_SECONDS = 1800.0
 """A campaign that has not seen its points by then will never."""
 LAST_POINT_SECONDS = 60.0
+MISSED_WRITES = 150
+CRAWL_BYTES = 10_000
+"""A second, of a disk that QEMU reads from what the tap has missed: a minute's work, about."""
+POINTS_WHILE_BEHIND = 8
 HUNT_FAULTS = 25
 """A mutant that lives through so many is not caught."""
 RECEIVED_SEEDS = range(50)
@@ -103,11 +108,16 @@ def lose_journals(item: RealItem, chance: random.Random) -> None:
 
 
 def miss_much(item: RealItem, chance: random.Random) -> None:
-    """A tap is away for so long that QEMU has much to copy when there is one again."""
+    """A tap is away while the guest writes much, and QEMU takes long to make up for that: longer
+    than an agent needs for its next cuts, however busy the machine is."""
     item.signal("agent", signal.SIGKILL)
     _signal(item.tap(), signal.SIGKILL)
-    time.sleep(1.0)
+    wanted = item.writers.write_count + MISSED_WRITES
+    wait_until(lambda: item.writers.write_count >= wanted, "the guest writes on")
+    item.daemon.set_speed(CRAWL_BYTES)
     item.start("agent")
+    _watch([item], item, POINTS_WHILE_BEHIND, lambda: False)
+    item.daemon.set_speed(item.daemon.bytes_per_second)
 
 
 def restart_daemon(item: RealItem, chance: random.Random) -> None:
@@ -126,8 +136,7 @@ HUNTS: dict[str, tuple[Fault, int]] = {
     "sealed-while-not-clean": (miss_much, 400_000),
 }
 """The fault that a defect, planted in the agent, cannot live with, and how many bytes a second the
-disks give (0: any number): what QEMU has to make up for takes it a while. One that is not here is
-planted in the tap's receiving end."""
+disks give (0: any number). One that is not here is planted in the tap's receiving end."""
 
 
 def _signal(process: ProcessIdentity | None, number: signal.Signals) -> None:
