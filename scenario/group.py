@@ -1,5 +1,5 @@
-"""A consistency group moved and tested as one: test failover, then a plan to a shared point, then
-another point for all.
+"""A consistency group moved and tested as one: test failover, a plan's drill by the clock, the plan
+to a shared point, then another point for all.
 
 Owns: what must be true of a group as a whole. Must not know: how points come to be shared (scenario
 consistency-group judges whether they are one moment).
@@ -16,14 +16,18 @@ from demo.poller import ask
 from leeward.cli.vaults import DEFAULT_VAULT
 from leeward.fabric.namespaces import inside
 from leeward.fabric.networks import namespace_of
+from leeward.model.drills import ReadinessState
 from leeward.model.groups import SharedPoint
-from leeward.model.recovery import ItemState
+from leeward.model.recovery import ItemState, Job, JobState
 from scenario.common import Findings, Result
 from scenario.plan import PEER, check_machines, create_peer
-from scenario.rig import GUEST_PORT, Rig, create_vm
+from scenario.rig import GUEST_PORT, Part, Rig, create_vm
 from scenario.stage import play
 
 NAMES = ("db-1", "web-1")
+GROUPS = [word for name in NAMES for word in ("--group", f"{name[:-2]}={name}")]
+PROBE = f'http:{GUEST_PORT}/check,text="ok": true,timeout=2m'
+DRILL = "recovery-plan.drill"
 POINTS = 3
 POINTS_SECONDS = 180.0
 
@@ -46,6 +50,10 @@ def _story(rig: Rig, findings: Findings) -> None:
         rig.wait(f"{POINTS} shared points", lambda: len(_points(rig)) >= POINTS, POINTS_SECONDS)
     with findings.part("a test failover of the group"):
         _tested(rig, findings)
+    with findings.part("a plan of both is drilled by the clock, the service killed meanwhile"):
+        _drilled(rig, findings)
+    with findings.part("its drill is red when an action fails"):
+        _red(rig, findings)
     with findings.part("a plan takes both to one shared point"):
         _planned(rig, findings)
     with findings.part("both start anew from an earlier one"):
@@ -76,18 +84,63 @@ def _tested(rig: Rig, findings: Findings) -> None:
     findings.check("they see each other", bool(seen["echoed"]), f"{seen}")
     check_machines(rig, findings, {"east": 2, "west": 2})
     rig.run("consistency-group", "test-failover-cleanup", "shop")
-    check_machines(rig, findings, {"east": 2, "west": 0})
-    west = rig.data / "regions" / "west"
-    left = [str(path) for path in (*west.rglob("*-test-*"), *west.glob("hosts/*/networks/t*"))]
-    findings.check("nothing of the test is left", not left, ", ".join(left))
-    states = {rig.item(name).state for name in NAMES}
-    findings.check("both are protected", states == {ItemState.PROTECTED}, f"{states}")
+    _check_nothing_left(rig, findings)
+
+
+def _drilled(rig: Rig, findings: Findings) -> None:
+    """A drill that nobody asked for goes through, and proves the plan and both VMs."""
+    rig.run("recovery-plan", "create", "site", *GROUPS)
+    for name in NAMES:
+        rig.run("drill", "create", name, "--probe", PROBE)
+    schedule = ("--every", "60s", "--recovery-point", "latest-shared")
+    rig.run("recovery-plan", "drill", "create", "site", *schedule)
+
+    def under_way() -> Job | None:
+        return next((j for j in rig.client.jobs() if j.verb == DRILL and not j.ended_ns), None)
+
+    begun = rig.wait("a drill that nobody asked for", under_way, seconds=180)
+    rig.wait("its test VMs", lambda: rig.item("web-1").rehearsal)
+    rig.kill(Part.SERVICE)
+    ended = rig.wait_job(begun.id, seconds=300)
+    findings.check("it goes through", ended.state is JobState.SUCCEEDED, ended.error)
+    rig.run("recovery-plan", "drill", "delete", "site")
+    result = next(
+        each
+        for each in rig.client.plan_drills.results(DEFAULT_VAULT, "site")
+        if each.verdict.job_id == begun.id
+    )
+    seen = {finding.name for finding in result.findings}
+    wanted = {f"{name} {what}" for name in NAMES for what in ("boot", "http:8080/check", "read")}
+    findings.check("it looked at all of both", seen == wanted, f"{seen}")
+    findings.figures["plan_drill_s"] = (result.verdict.ended_ns - result.verdict.began_ns) / 1e9
+    ready = {rig.item(name).readiness.state for name in NAMES}
+    findings.check("both are proven", ready == {ReadinessState.PROVEN}, f"{ready}")
+    _check_one_moment(rig, findings, {n: rig.item(n).readiness.recovery_point for n in NAMES})
+    _wait_rest(rig)
+    _check_nothing_left(rig, findings)
+
+
+def _red(rig: Rig, findings: Findings) -> None:
+    """The script that is not there is named, and all of it is cleaned up."""
+    script = {"name": "gone", "kind": "script", "script": "gone"}
+    groups: list[dict[str, object]] = [
+        {"name": "db", "items": ["db-1"], "post": [script]},
+        {"name": "web", "items": ["web-1"]},
+    ]
+    file = rig.directory / "red.json"
+    file.write_text(json.dumps({"groups": groups}))
+    rig.run("recovery-plan", "update", "site", "--file", str(file))
+    ended = rig.try_run("recovery-plan", "drill", "run", "site", seconds=300)
+    is_named = ended.code != 0 and "db post gone" in ended.said
+    findings.check("it is red and says where", is_named, ended.said)
+    (shown,) = json.loads(rig.run("recovery-plan", "drill", "list", "-o", "json"))
+    findings.check("the list says so", shown["readiness"]["state"] == "failed", f"{shown}")
+    _check_nothing_left(rig, findings)
 
 
 def _planned(rig: Rig, findings: Findings) -> None:
     """The plan moves one after the other, and both to one moment."""
-    groups = [word for name in NAMES for word in ("--group", f"{name[:-2]}={name}")]
-    rig.run("recovery-plan", "create", "site", *groups)
+    rig.run("recovery-plan", "update", "site", *GROUPS)
     rig.run("recovery-plan", "run", "site", "--recovery-point", "latest-shared", seconds=300)
     _check_one_moment(rig, findings, _running_from(rig))
     check_machines(rig, findings, {"west": 2, "east": 0})
@@ -104,6 +157,24 @@ def _changed(rig: Rig, findings: Findings) -> None:
     address = rig.wait_guest("west")
     report = ask(address, "/check", timeout_seconds=60) or {}
     findings.check("whole and gapless", bool(report.get("ok")), f"{report}")
+
+
+def _wait_rest(rig: Rig) -> None:
+    """No drill is under way."""
+    rig.wait(
+        "the end of drills",
+        lambda: not any(j.verb == DRILL and not j.ended_ns for j in rig.client.jobs()) or None,
+        seconds=300,
+    )
+
+
+def _check_nothing_left(rig: Rig, findings: Findings) -> None:
+    check_machines(rig, findings, {"east": 2, "west": 0})
+    west = rig.data / "regions" / "west"
+    left = [str(path) for path in (*west.rglob("*-test-*"), *west.glob("hosts/*/networks/t*"))]
+    findings.check("nothing of the test is left", not left, ", ".join(left))
+    states = {rig.item(name).state for name in NAMES}
+    findings.check("both are protected", states == {ItemState.PROTECTED}, f"{states}")
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────

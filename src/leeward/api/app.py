@@ -21,6 +21,7 @@ from leeward.api import (
     machine_routes,
     mapping_routes,
     node_routes,
+    plan_drill_routes,
     plan_routes,
     region_routes,
     vault_routes,
@@ -68,6 +69,7 @@ def build_app(service: Service, token: str, *, on_end: Callable[[], None]) -> Fa
         plan_routes,
         consistency_routes,
         drill_routes,
+        plan_drill_routes,
         job_routes,
     ):
         app.include_router(

@@ -17,7 +17,16 @@ from leeward.cli.session import NoWaitOption, Session, VaultOption, command
 from leeward.client.views import ItemView
 from leeward.core.errors import Conflict, NotFound
 from leeward.core.units import format_bytes, format_seconds
-from leeward.model.drills import Drill, DrillOutcome, DrillResult, Finding, ReadinessState
+from leeward.model.drills import (
+    Drill,
+    DrillOutcome,
+    DrillResult,
+    DrillVerdict,
+    Finding,
+    PlanDrill,
+    Readiness,
+    ReadinessState,
+)
 
 app = typer.Typer(help="Drills: test failovers that look for themselves whether a VM comes up.")
 
@@ -89,7 +98,7 @@ def put_drill(
         reads_all=not boot_only,
     )
     kept = session.client.drills.put(drill)
-    session.show(kept, lambda: output.say(f"{found.name} is drilled {_schedule(kept)}"))
+    session.show(kept, lambda: output.say(f"{found.name} is drilled {schedule(kept)}"))
 
 
 @command(app, "delete")
@@ -116,10 +125,10 @@ def list_drills(session: Session, vault: VaultOption = None) -> None:
         rows = [
             [
                 item.name,
-                _schedule(drill) if drill else "when asked",
-                ready(item),
+                schedule(drill) if drill else "when asked",
+                ready(item.readiness),
                 item.readiness.recovery_point,
-                _due(drill) if drill else "",
+                due(drill) if drill else "",
             ]
             for item in items
             for drill in (drills.get((item.vault, item.name)),)
@@ -173,9 +182,8 @@ def save_screen(
     session.show(shown, lambda: output.say(f"{file}: {format_bytes(len(picture))}"))
 
 
-def ready(item: ItemView) -> str:
-    """Return the item's readiness for people: "proven 3 h ago"."""
-    readiness = item.readiness
+def ready(readiness: Readiness) -> str:
+    """Return a readiness for people: "proven 3 h ago"."""
     if readiness.state is ReadinessState.UNPROVEN:
         return "unproven"
     word = "proven" if readiness.state is ReadinessState.PROVEN else "FAILED"
@@ -189,10 +197,11 @@ def _passed(session: Session, item: ItemView, job_id: str) -> str:
 
 
 def _lines(result: DrillResult) -> list[str]:
-    return [f"  {_finding(each)}" for each in result.findings]
+    return [f"  {finding_line(each)}" for each in result.findings]
 
 
-def _finding(finding: Finding) -> str:
+def finding_line(finding: Finding) -> str:
+    """Return what was found, for people."""
     took = f" after {format_seconds(finding.took_seconds)}" if finding.took_seconds else ""
     return f"{'✓' if finding.passed else '✗'} {finding.name}: {finding.detail}{took}"
 
@@ -215,23 +224,31 @@ def _print_evidence(result: DrillResult) -> None:
 
 def _row(result: DrillResult) -> list[str]:
     verdict = result.verdict
-    outcome = verdict.outcome.value.replace("_", " ")
     return [
         verdict.job_id,
         output.format_time(verdict.began_ns),
         format_seconds((verdict.ended_ns - verdict.began_ns) / 1e9),
-        outcome if verdict.outcome is not DrillOutcome.FAILED else f"FAILED: {verdict.problem}",
+        outcome(verdict) + (f", of plan {result.plan}" if result.plan else ""),
         verdict.recovery_point,
     ]
 
 
-def _schedule(drill: Drill) -> str:
+def outcome(verdict: DrillVerdict) -> str:
+    """Return what a drill came to, for people."""
+    if verdict.outcome is DrillOutcome.FAILED:
+        return f"FAILED: {verdict.problem}"
+    return str(verdict.outcome.value).replace("_", " ")
+
+
+def schedule(drill: Drill | PlanDrill) -> str:
+    """Return how often it is, for people."""
     if not drill.every_seconds:
         return "when asked"
     return f"every {format_seconds(drill.every_seconds)}"
 
 
-def _due(drill: Drill) -> str:
+def due(drill: Drill | PlanDrill) -> str:
+    """Return when it is due next, for people; "": when somebody asks."""
     if not drill.every_seconds:
         return ""
     seconds = (max(drill.since_ns, drill.begun_ns) - time.time_ns()) / 1e9 + drill.every_seconds

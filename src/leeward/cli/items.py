@@ -112,7 +112,7 @@ def frozen(report: FreezeReport) -> str:
 def _readiness(item: ItemView) -> str:
     point = item.readiness.recovery_point
     how = f"by {point}" if point else f"`leeward drill run {item.name}` proves it, or not"
-    return f"{ready(item)}, {how}"
+    return f"{ready(item.readiness)}, {how}"
 
 
 def _rehearsal(item: ItemView) -> str:
@@ -210,7 +210,7 @@ def print_items(items: tuple[ItemView, ...]) -> None:
             item.state.value,
             _replication(item),
             rpo(item),
-            ready(item),
+            ready(item.readiness),
             item.policy,
         ]
         for item in items

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from leeward.cli import output
+from leeward.cli.plan_drills import app as drill_app
 from leeward.cli.session import NoWaitOption, Session, command
 from leeward.cli.vaults import DEFAULT_VAULT
 from leeward.core.errors import InvalidRequest
@@ -21,6 +22,7 @@ from leeward.core.units import format_seconds
 from leeward.model.plans import PlanAction, PlanReport, RecoveryPlan
 
 app = typer.Typer(help="Recovery plans: many VMs in order, with what has to happen between.")
+app.add_typer(drill_app, name="drill", no_args_is_help=True)
 
 PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="The plan's name.")]
 PlanVaultOption = Annotated[str, typer.Option("--vault", help="Vault the plan belongs to.")]

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from leeward.client.drills import Drills
 from leeward.client.groups import ConsistencyGroups
 from leeward.client.mappings import Mappings
+from leeward.client.plan_drills import PlanDrills
 from leeward.client.plans import Plans
 from leeward.client.views import (
     EnrolmentToken,
@@ -70,6 +71,7 @@ class Client:
         self.groups = ConsistencyGroups(rest)
         self.mappings = Mappings(rest)
         self.drills = Drills(rest)
+        self.plan_drills = PlanDrills(rest)
 
     def __enter__(self) -> Client:
         return self

@@ -65,13 +65,30 @@ class Drill:
     """When the last drill of it began; 0: none has."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanDrill:
+    """How often a recovery plan is drilled, and from which points. What each of its VMs is asked,
+    its own drill says. Scope is the vault, name the plan's."""
+
+    name: str
+    vault: str
+    every_seconds: int = 0
+    """0: only when somebody asks."""
+    recovery_point: str = "latest"
+    reads_all: bool = True
+    """Whether every byte of the points is read and verified."""
+    since_ns: int = 0
+    begun_ns: int = 0
+
+
+def check_plan_drill(drill: PlanDrill) -> None:
+    """Return if the drill makes sense. Raises: InvalidRequest naming the field."""
+    _check_interval(drill.every_seconds)
+
+
 def check_drill(drill: Drill) -> None:
     """Return if the drill makes sense. Raises: InvalidRequest naming the field."""
-    if drill.every_seconds and drill.every_seconds < EVERY_SECONDS_MIN:
-        raise InvalidRequest(
-            f"every_seconds: a drill takes a while; at least {EVERY_SECONDS_MIN}, or 0 for none",
-            field="every_seconds",
-        )
+    _check_interval(drill.every_seconds)
     if not 0 < drill.boot_seconds <= SECONDS_MAX:
         raise InvalidRequest(
             f"boot_seconds must be in (0, {SECONDS_MAX:.0f}]", field="boot_seconds"
@@ -80,6 +97,14 @@ def check_drill(drill: Drill) -> None:
         raise InvalidRequest(f"a drill has at most {PROBES_MAX} probes", field="probes")
     for probe in drill.probes:
         _check_probe(probe)
+
+
+def _check_interval(every_seconds: int) -> None:
+    if every_seconds and every_seconds < EVERY_SECONDS_MIN:
+        raise InvalidRequest(
+            f"every_seconds: a drill takes a while; at least {EVERY_SECONDS_MIN}, or 0 for none",
+            field="every_seconds",
+        )
 
 
 def _check_probe(probe: Probe) -> None:
@@ -150,12 +175,28 @@ class DrillResult:
     item: str
     verdict: DrillVerdict
     host: str
+    plan: str = ""
+    """The recovery plan that was drilled with it; "": none."""
     findings: tuple[Finding, ...] = ()
     disks: tuple[DiskDigest, ...] = ()
     console: str = ""
     """The end of what the guest wrote to its serial console."""
     screen_sha256: str = ""
     """Of the picture of its display, kept beside; "": it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanDrillResult:
+    """The evidence of one drill of a recovery plan: its actions', and what was found at each VM,
+    whose own evidence is kept as of any drill. Scope is the plan's target, name the job's.
+
+    The verdict's recovery point is the one that was asked for, its time that of the oldest.
+    """
+
+    plan: str
+    verdict: DrillVerdict
+    host: str
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +222,15 @@ class Readiness:
     age_seconds: float = -1.0
     recovery_point: str = ""
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReadiness:
+    """How a recovery plan is drilled, None: only when somebody asks, and what that proved."""
+
+    plan: str
+    drill: PlanDrill | None
+    readiness: Readiness
 
 
 def readiness(verdict: DrillVerdict | None, *, target_region: str, now_ns: int) -> Readiness:

@@ -5,6 +5,7 @@ Owns: their rows. Must not know: what runs them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -82,14 +83,18 @@ class JobStore:
             cancel_requested=row.cancel_requested,
         )
 
-    def listed(self, *, limit: int, before_ns: int = 0, target: str = "") -> list[Job]:
+    def listed(
+        self, *, limit: int, before_ns: int = 0, target: str = "", verbs: Collection[str] = ()
+    ) -> list[Job]:
         """Return jobs without their steps, newest first; those created before `before_ns` if it is
-        not 0, of one target if it is given."""
+        not 0, of one target and of some verbs if they are given."""
         query = sa.select(jobs).order_by(jobs.c.created_ns.desc(), jobs.c.id).limit(limit)
         if before_ns:
             query = query.where(jobs.c.created_ns < before_ns)
         if target:
             query = query.where(jobs.c.target == target)
+        if verbs:
+            query = query.where(jobs.c.verb.in_(list(verbs)))
         return [_job(row, ()) for row in self._connection.execute(query)]
 
     def newest(self, verb: str, target: str) -> Job | None:

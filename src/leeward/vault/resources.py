@@ -13,7 +13,13 @@ import sqlalchemy as sa
 
 from leeward.core.codec import from_json, from_plain, to_json, to_plain
 from leeward.core.errors import Conflict, NotFound
-from leeward.model.drills import Drill, DrillResult, DrillScreen
+from leeward.model.drills import (
+    Drill,
+    DrillResult,
+    DrillScreen,
+    PlanDrill,
+    PlanDrillResult,
+)
 from leeward.model.groups import ConsistencyGroup
 from leeward.model.plans import PlanApproval, RecoveryPlan
 from leeward.model.recovery import NetworkMapping, Policy, Vault
@@ -42,12 +48,14 @@ Resource = (
     | Drill
     | DrillResult
     | DrillScreen
+    | PlanDrill
+    | PlanDrillResult
     | ConsistencyGroup
 )
 R = TypeVar("R", bound=Resource)
 """Scope of a row: the region's name; for policies, recovery plans, drills and consistency groups
-the vault's; for approvals the job's id; for results of drills the item's; "" for regions, vaults,
-mappings."""
+the vault's; for approvals the job's id; for results of drills the item's id or the plan's target;
+"" for regions, vaults, mappings."""
 
 KINDS: dict[type[object], str] = {
     Region: "region",
@@ -64,6 +72,8 @@ KINDS: dict[type[object], str] = {
     Drill: "drill",
     DrillResult: "drill-result",
     DrillScreen: "drill-screen",
+    PlanDrill: "plan-drill",
+    PlanDrillResult: "plan-drill-result",
     ConsistencyGroup: "consistency-group",
 }
 

@@ -7,16 +7,27 @@ give way to failovers. Must not know: how a drill is run.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from leeward.core.codec import from_plain
-from leeward.model.drills import RESULTS_KEPT, Drill, DrillResult, DrillScreen
+from leeward.model.drills import (
+    RESULTS_KEPT,
+    Drill,
+    DrillResult,
+    DrillScreen,
+    PlanDrill,
+    PlanDrillResult,
+)
 from leeward.model.recovery import Rehearsal
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.engine import Json
 
 DRILL = "item.drill"
+PLAN_DRILL = "recovery-plan.drill"
+CUT_SHORT = "it was cut short"
+CLEAN_UP_SECONDS = 60.0
 GIVE_WAY_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
 
@@ -46,6 +57,33 @@ def forget_drills(records: Records, item_id: str, vault: str, name: str) -> None
             records.resources.delete(kind, item_id, result.verdict.job_id)
 
 
+def forget_test_vm(records: Records, item_id: str, rehearsal: Rehearsal) -> None:
+    """The item has that test VM no more."""
+    record = records.items.find(item_id)
+    if record is not None and record.item.rehearsal == rehearsal:
+        records.items.update(replace(record, item=replace(record.item, rehearsal=None)))
+
+
+def plan_results_of(records: Records, target: str) -> list[PlanDrillResult]:
+    """Return a plan's drills, newest first. target: the plan's."""
+    found = [stored.value for stored in records.resources.listed(PlanDrillResult, target)]
+    return sorted(found, key=lambda result: result.verdict.began_ns, reverse=True)
+
+
+def keep_plan_result(records: Records, target: str, result: PlanDrillResult) -> None:
+    """The result is kept, and none but the plan's newest."""
+    records.resources.insert(result, scope=target, name=result.verdict.job_id)
+    for old in plan_results_of(records, target)[RESULTS_KEPT:]:
+        records.resources.delete(PlanDrillResult, target, old.verdict.job_id)
+
+
+def forget_plan_drills(records: Records, target: str, vault: str, name: str) -> None:
+    """Nothing is left of the plan's drills; what they found of its VMs stays with those."""
+    records.resources.delete(PlanDrill, vault, name)
+    for result in plan_results_of(records, target):
+        records.resources.delete(PlanDrillResult, target, result.verdict.job_id)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
     """Of a drill's arguments: where its test VM is, and of which item."""
@@ -54,28 +92,42 @@ class _Place:
     rehearsal: Rehearsal
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Of the arguments of a plan's drill."""
+
+    tests: tuple[_Place, ...]
+
+
 def drills_in(records: Records, region: str) -> dict[str, str]:
     """Return the hosts of the region's drills under way, by job."""
-    return {job_id: place.rehearsal.host for job_id, place in _places(records, region).items()}
+    return {job_id: place.rehearsal.host for job_id, place in _places(records, region)}
 
 
 def drill_memory(records: Records, region: str) -> dict[str, int]:
     """Return MiB of memory by host that the region's drills give back when they are cut short, at
     most: a test VM may not have touched all of its own."""
     found: Counter[str] = Counter()
-    for place in _places(records, region).values():
+    for _, place in _places(records, region):
         record = records.items.find(place.item_id)
         found[place.rehearsal.host] += record.target_vm.memory_mib if record else 0
     return found
 
 
-def _places(records: Records, region: str) -> dict[str, _Place]:
-    found = {}
+def _places(records: Records, region: str) -> Iterator[tuple[str, _Place]]:
+    """Yield every test VM of the region's drills under way, with its job."""
     for job_id in records.jobs.open_ids(verb=DRILL):
         place = from_plain(records.jobs.record(job_id).arguments, _Place)
         if place.rehearsal.region == region:
-            found[job_id] = place
-    return found
+            yield job_id, place
+    for job_id in records.jobs.open_ids(verb=PLAN_DRILL):
+        for place in from_plain(records.jobs.record(job_id).arguments, _Places).tests:
+            if place.rehearsal.region == region:
+                yield job_id, place
+
+
+def _open_drills(records: Records) -> list[str]:
+    return [job for verb in (DRILL, PLAN_DRILL) for job in records.jobs.open_ids(verb=verb)]
 
 
 def cut_drills_short(records: Records, *, region: str, host: str) -> tuple[str, ...]:
@@ -94,7 +146,7 @@ def wait_drills(bench: Bench, drills: tuple[str, ...]) -> Json:
     with bench.signals.listen(DRILL) as listener:
         while bench.clock.monotonic() < deadline:
             with bench.vault.read() as records:
-                if not set(drills).intersection(records.jobs.open_ids(verb=DRILL)):
+                if not set(drills).intersection(_open_drills(records)):
                     break
             listener.wait(_LOOK_SECONDS)
     return {}

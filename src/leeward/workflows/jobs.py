@@ -51,6 +51,7 @@ CANCELLABLE = frozenset(
         "item.reprotect",
         "recovery-plan.run",
         "recovery-plan.test",
+        "recovery-plan.drill",
         "item.drill",
         "consistency-group.test-failover",
     }

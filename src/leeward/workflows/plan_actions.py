@@ -31,11 +31,6 @@ _SLACK_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 
 
-def plan_target(vault: str, plan: str) -> str:
-    """Return what a plan is called in jobs and events."""
-    return f"recovery-plan/{vault}/{plan}"
-
-
 def approval_key(job_id: str) -> str:
     """Return the signal's key for approvals of that run."""
     return f"approval:{job_id}"

@@ -12,10 +12,15 @@ from leeward.recovery_plans.check import plan_items
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
-from leeward.workflows.plan_actions import plan_target
+from leeward.workflows.plan_jobs import plan_target
 from leeward.workflows.rehearsal_verbs import RehearsalVerbs
 from leeward.workflows.rehearsing import Rehearsing, Together
 from leeward.workflows.side_by_side import Submit
+
+
+def together_in(plan: RecoveryPlan, host: str) -> Together:
+    """Return what the plan's test VMs share."""
+    return Together(plan=plan.name, scope=plan_target(plan.vault, plan.name), host=host)
 
 
 class PlanTests:
@@ -45,6 +50,5 @@ class PlanTests:
             rehearsal = records.items.get(plan.vault, name).item.rehearsal
         if rehearsal is not None and rehearsal.plan == plan.name:
             return ""
-        scope = plan_target(plan.vault, plan.name)
-        together = Together(plan=plan.name, scope=scope, host=host)
+        together = together_in(plan, host)
         return self._rehearsals.start(plan.vault, name, point, together=together, key=key).id

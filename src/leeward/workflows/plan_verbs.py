@@ -43,6 +43,7 @@ from leeward.recovery_plans.timing import POST, PRE, action_step, job_in, plan_s
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
+from leeward.workflows.drill_records import forget_plan_drills
 from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
@@ -50,18 +51,18 @@ from leeward.workflows.plan_actions import (
     ActionPlace,
     PlanActions,
     approval_key,
-    plan_target,
     where_to,
+)
+from leeward.workflows.plan_jobs import (
+    PLAN_RUN,
+    PLAN_RUNS,
+    PLAN_TEST,
+    check_plan_resting,
+    plan_target,
 )
 from leeward.workflows.plan_points import PlanPoints
 from leeward.workflows.plan_tests import PlanTests
-from leeward.workflows.rehearsal_clean_up import PLAN_CLEAN_UP
 from leeward.workflows.side_by_side import Move, SideBySide
-
-PLAN_RUN = "recovery-plan.run"
-PLAN_TEST = "recovery-plan.test"
-_RUNS = (PLAN_RUN, PLAN_TEST)
-_RUNS_LOOKED_AT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,7 @@ class PlanVerbs:
         with self._bench.vault.write() as records:
             records.resources.get(Vault, "", plan.vault)
             check_plan(plan, _items(records, plan.vault))
-            self._check_resting(records, plan.vault, plan.name)
+            check_plan_resting(records, plan.vault, plan.name)
             found = records.resources.find(RecoveryPlan, plan.vault, plan.name)
             if found is None:
                 records.resources.insert(plan, scope=plan.vault, name=plan.name)
@@ -125,7 +126,7 @@ class PlanVerbs:
         it are there."""
         with self._bench.vault.write() as records:
             records.resources.get(RecoveryPlan, vault, name)
-            self._check_resting(records, vault, name)
+            check_plan_resting(records, vault, name)
             rehearsals = [item.rehearsal for item in _items(records, vault).values()]
             if any(rehearsal.plan == name for rehearsal in rehearsals if rehearsal is not None):
                 raise Conflict(
@@ -133,6 +134,7 @@ class PlanVerbs:
                     field="plan",
                     hint=f"`leeward recovery-plan test-cleanup {name}` first",
                 )
+            forget_plan_drills(records, plan_target(vault, name), vault, name)
             records.resources.delete(RecoveryPlan, vault, name)
 
     # --- submitting
@@ -165,7 +167,7 @@ class PlanVerbs:
 
         def prepare(records: Records) -> PlanRunArguments:
             plan = records.resources.get(RecoveryPlan, vault, name).value
-            self._check_resting(records, vault, name)
+            check_plan_resting(records, vault, name)
             check_options(options)
             check_runnable(plan, _items(records, vault))
             self._points.choose(records, plan, options.recovery_point, is_test=False)
@@ -186,7 +188,7 @@ class PlanVerbs:
 
         def prepare(records: Records) -> PlanRunArguments:
             plan = records.resources.get(RecoveryPlan, vault, name).value
-            self._check_resting(records, vault, name)
+            check_plan_resting(records, vault, name)
             check_testable(plan, _items(records, vault))
             self._points.choose(records, plan, recovery_point, is_test=True)
             return PlanRunArguments(
@@ -206,7 +208,7 @@ class PlanVerbs:
 
         def prepare(records: Records) -> PlanRunArguments:
             plan = records.resources.get(RecoveryPlan, vault, name).value
-            self._check_resting(records, vault, name)
+            check_plan_resting(records, vault, name)
             last = self._last(records, vault, name)
             if last.state not in (JobState.FAILED, JobState.CANCELLED):
                 raise Conflict(
@@ -329,18 +331,8 @@ class PlanVerbs:
 
     # --- shared
 
-    def _check_resting(self, records: Records, vault: str, name: str) -> None:
-        target = plan_target(vault, name)
-        found = [records.jobs.open_on(verb, target) for verb in (*_RUNS, PLAN_CLEAN_UP)]
-        for under_way in (job for job in found if job is not None):
-            raise Conflict(
-                f"plan {name} is being run by {under_way.id}",
-                hint=f"`leeward job show {under_way.id}` tells how far it is",
-            )
-
     def _last(self, records: Records, vault: str, name: str) -> Job:
-        newest = records.jobs.listed(limit=_RUNS_LOOKED_AT, target=plan_target(vault, name))
-        found = [job for job in newest if job.verb in _RUNS]
+        found = records.jobs.listed(limit=1, target=plan_target(vault, name), verbs=PLAN_RUNS)
         if not found:
             raise NotFound(f"plan {name} has not been run yet")
         return records.jobs.get(found[0].id)

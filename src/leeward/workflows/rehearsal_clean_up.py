@@ -17,14 +17,12 @@ from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.consistency import GROUP_CLEAN_UP, GROUP_TEST, group_target
+from leeward.workflows.drill_records import PLAN_DRILL
 from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
-from leeward.workflows.plan_actions import plan_target
+from leeward.workflows.plan_jobs import PLAN_CLEAN_UP, PLAN_RUNS, plan_target
 from leeward.workflows.rehearsing import Rehearsing
-
-PLAN_CLEAN_UP = "recovery-plan.test-cleanup"
-_PLAN_RUNS = ("recovery-plan.test", "recovery-plan.run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +49,7 @@ class CleanUp:
         def prepare(records: Records) -> CleanUpArguments:
             records.resources.get(RecoveryPlan, vault, name)
             found = _rehearsals(records, vault, lambda test: test.plan == name)
-            _check_resting(records, f"plan {name}", target, _PLAN_RUNS, found)
+            _check_resting(records, f"plan {name}", target, (*PLAN_RUNS, PLAN_DRILL), found)
             if not found:
                 raise Conflict(
                     f"plan {name} has no test VMs",

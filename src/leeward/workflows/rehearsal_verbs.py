@@ -17,10 +17,12 @@ from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.consistency import GROUP_TESTS, group_target
+from leeward.workflows.drill_records import PLAN_DRILL
 from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import item_target
+from leeward.workflows.plan_jobs import plan_target
 from leeward.workflows.rehearsing import BOOT_SECONDS, Rehearsing, Together
 
 _BEGINNING = frozenset({"item.test-failover", "item.drill"})
@@ -94,6 +96,9 @@ class RehearsalVerbs:
             if item.rehearsal.group:
                 target = group_target(vault, item.rehearsal.group)
                 beginning += [j for v in GROUP_TESTS if (j := records.jobs.open_on(v, target))]
+            if item.rehearsal.plan:
+                target = plan_target(vault, item.rehearsal.plan)
+                beginning += [j for j in (records.jobs.open_on(PLAN_DRILL, target),) if j]
             for open_job in beginning:
                 raise Conflict(
                     f"the test VM of {name} belongs to {open_job.id}, which is under way",

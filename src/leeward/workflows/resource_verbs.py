@@ -34,10 +34,12 @@ from leeward.vault.records import Records
 from leeward.vault.resources import KINDS, ResourceState, as_requested
 from leeward.workflows.bench import Bench, storage_root
 from leeward.workflows.dispatch import Order
+from leeward.workflows.drill_records import forget_plan_drills
 from leeward.workflows.engine import Json
 from leeward.workflows.inventory import load_inventory
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
+from leeward.workflows.plan_jobs import plan_target
 from leeward.workflows.specs import account_spec, complete_account, network_id
 
 Grouped = ResourceGroup | VirtualNetwork | StorageAccount | AvailabilitySet
@@ -121,6 +123,7 @@ class ResourceVerbs:
             for policy in records.resources.listed(Policy, name):
                 records.resources.delete(Policy, name, policy.name)
             for plan in records.resources.listed(RecoveryPlan, name):
+                forget_plan_drills(records, plan_target(name, plan.name), name, plan.name)
                 records.resources.delete(RecoveryPlan, name, plan.name)
             records.resources.delete(Vault, "", name)
 

@@ -32,7 +32,7 @@ from leeward.workflows.dbos_engine import DbosEngine
 from leeward.workflows.disable_verbs import DisableVerbs
 from leeward.workflows.disk_verbs import DISK_ADD, DISK_GROW, DISK_REMOVE, DiskVerbs
 from leeward.workflows.dispatch import Dispatch
-from leeward.workflows.drill_records import DRILL
+from leeward.workflows.drill_records import DRILL, PLAN_DRILL
 from leeward.workflows.drill_schedule import DrillSchedule
 from leeward.workflows.drill_verbs import DrillVerbs
 from leeward.workflows.engine import WorkflowEngine
@@ -47,15 +47,17 @@ from leeward.workflows.mapping_verbs import MappingVerbs
 from leeward.workflows.meetings import Meetings
 from leeward.workflows.monitor import Monitor
 from leeward.workflows.node_verbs import NodeVerbs
+from leeward.workflows.plan_drills import PlanDrills
+from leeward.workflows.plan_jobs import PLAN_CLEAN_UP, PLAN_RUN, PLAN_TEST
 from leeward.workflows.plan_points import PlanPoints
 from leeward.workflows.plan_tests import PlanTests
-from leeward.workflows.plan_verbs import PLAN_RUN, PLAN_TEST, PlanVerbs
+from leeward.workflows.plan_verbs import PlanVerbs
 from leeward.workflows.planned_verbs import PlannedVerbs
 from leeward.workflows.point_verbs import PointVerbs
 from leeward.workflows.policy_verbs import POLICY_APPLY, PolicyVerbs
 from leeward.workflows.protect_verbs import ProtectVerbs
 from leeward.workflows.rebuild_verbs import RebuildVerbs
-from leeward.workflows.rehearsal_clean_up import PLAN_CLEAN_UP, CleanUp
+from leeward.workflows.rehearsal_clean_up import CleanUp
 from leeward.workflows.rehearsal_verbs import RehearsalVerbs
 from leeward.workflows.rehearsing import Rehearsing
 from leeward.workflows.reprotect_verbs import ReprotectVerbs
@@ -127,16 +129,15 @@ class Service:
             self.bench, lambda: self.jobs, self.failovers, side_by_side, choice
         )
         self.group_tests = ConsistencyTests(self.bench, lambda: self.jobs, rehearsing, choice)
-        self.plans = PlanVerbs(
-            self.bench,
-            lambda: self.jobs,
-            side_by_side,
-            PlanTests(self.bench, self.rehearsals, rehearsing),
-            PlanPoints(self.bench, choice),
-        )
+        plan_tests = PlanTests(self.bench, self.rehearsals, rehearsing)
+        plan_points = PlanPoints(self.bench, choice)
+        self.plans = PlanVerbs(self.bench, lambda: self.jobs, side_by_side, plan_tests, plan_points)
         self.clean_ups = CleanUp(self.bench, lambda: self.jobs, rehearsing)
         self.drills = DrillVerbs(self.bench, lambda: self.jobs, rehearsing)
-        self.drill_schedule = DrillSchedule(self.bench, self.drills)
+        self.plan_drills = PlanDrills(
+            self.bench, lambda: self.jobs, rehearsing, plan_tests, plan_points
+        )
+        self.drill_schedule = DrillSchedule(self.bench, self.drills, self.plan_drills)
         self.changes = ChangeVerbs(self.bench, lambda: self.jobs)
         self.trims = TrimVerbs(self.bench, lambda: self.jobs)
         self.trim_schedule = TrimSchedule(self.bench, self.trims)
@@ -201,6 +202,7 @@ class Service:
             "item.commit": self.failovers.run_commit,
             PLAN_RUN: self.plans.run_plan,
             PLAN_TEST: self.plans.run_plan,
+            PLAN_DRILL: self.plan_drills.run,
             PLAN_CLEAN_UP: self.clean_ups.run,
             GROUP_APPLY: self.consistency.run_apply,
             GROUP_FAILOVER: self.group_moves.run_failover,

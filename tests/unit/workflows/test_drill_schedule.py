@@ -52,7 +52,7 @@ def hours(made: Site, monkeypatch: pytest.MonkeyPatch) -> Hours:
 
 def tick(made: Site) -> list[Job]:
     """Return the drills under way after a tick of a service that has just been started."""
-    schedule = DrillSchedule(made.service.bench, made.service.drills)
+    schedule = DrillSchedule(made.service.bench, made.service.drills, made.service.plan_drills)
     schedule.tick()
     return drills(made)
 
@@ -94,7 +94,7 @@ def test_one_that_cannot_begin_says_why_once_and_begins_later(made: Site, hours:
     test_vm = made.run(made.service.rehearsals.start("main", "web-1"))
     assert test_vm.state is JobState.SUCCEEDED
     hours.hours += 1
-    schedule = DrillSchedule(made.service.bench, made.service.drills)
+    schedule = DrillSchedule(made.service.bench, made.service.drills, made.service.plan_drills)
     schedule.tick()
     schedule.tick()
     (told,) = events(made, "drill_waits")

@@ -189,6 +189,14 @@ def _plan_test(made: Site) -> Job:
     return made.service.plans.test("main", "site", "latest")
 
 
+def _plan_drill(made: Site) -> Job:
+    protected(made)
+    script = PlanAction(name="tell", kind=ActionKind.SCRIPT, script="tell")
+    group = PlanGroup(name="web", items=("web-1",), pre=(script,))
+    made.service.plans.put(RecoveryPlan(name="site", vault="main", groups=(group,)))
+    return made.service.plan_drills.begin("main", "site")
+
+
 def _plan_tested(made: Site) -> Job:
     assert made.run(_plan_test(made)).state is JobState.SUCCEEDED
     return made.service.clean_ups.clean_up_plan("main", "site")
@@ -304,6 +312,7 @@ SUBMIT: dict[str, Callable[[Site], Job]] = {
     "recovery-plan.run": _plan,
     "recovery-plan.test": _plan_test,
     "recovery-plan.test-cleanup": _plan_tested,
+    "recovery-plan.drill": _plan_drill,
     "consistency-group.apply": _apply_group,
     "consistency-group.failover": _fail_group_over,
     "consistency-group.change-recovery-point": _change_group,
@@ -379,7 +388,7 @@ def check_whole(made: Site, verb: str, ended: Job) -> None:
     if verb == "item.protect" and ended.state is JobState.CANCELLED:
         assert items == []
     for item in items:
-        if verb in ("item.drill", "consistency-group.test-failover"):
+        if verb in ("item.drill", "recovery-plan.drill", "consistency-group.test-failover"):
             assert item.rehearsal is None or ended.state is JobState.SUCCEEDED
         assert item.state not in (
             ItemState.FAILING_OVER,
