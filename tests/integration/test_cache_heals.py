@@ -19,7 +19,7 @@ from leeward.mobility.baseline import Baseline
 from leeward.mobility.stream import Stream
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import ObjectStore
-from leeward.processor import item as item_module
+from leeward.processor import arrivals as arrivals_module
 from leeward.processor.item import ItemProcessor
 from leeward.protocol.fabric import ProcessingSpec, ReplicaDisk
 from leeward.replica.disk import open_point
@@ -36,7 +36,7 @@ def rig() -> Iterator[Rig]:
 @pytest.fixture
 def baselines(monkeypatch: pytest.MonkeyPatch) -> list[Baseline]:
     """Every sweep that is begun, as it is written down; gaps are looked for often."""
-    monkeypatch.setattr(item_module, "GAP_SECONDS", 0.2)
+    monkeypatch.setattr(arrivals_module, "GAP_SECONDS", 0.2)
     seen: list[Baseline] = []
     write_down = Stream._write_down_sweep
 

@@ -37,7 +37,7 @@ from leeward.mobility.upload import Cut, Uploader
 from leeward.model.recovery import Consistency
 from leeward.object_store.memory import MemoryStore
 from leeward.processor import apply as apply_module
-from leeward.processor import item as item_module
+from leeward.processor import arrivals as arrivals_module
 from leeward.processor.item import ItemProcessor
 
 T = TypeVar("T")
@@ -426,8 +426,8 @@ def short_distances() -> Iterator[None]:
     """Checkpoints, batches and looks through the cache come often enough for short stories."""
     with (
         patch.object(apply_module, "CHECKPOINT_SEGMENTS", 5),
-        patch.object(item_module, "BATCH_CUTS_MAX", 2),
-        patch.object(item_module, "GAP_SECONDS", 0.0),
+        patch.object(arrivals_module, "BATCH_CUTS_MAX", 2),
+        patch.object(arrivals_module, "GAP_SECONDS", 0.0),
     ):
         yield
 

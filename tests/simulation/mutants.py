@@ -21,6 +21,7 @@ from leeward.model.recovery import Consistency
 from leeward.processor import compaction as compaction_module
 from leeward.processor import compaction_plan, garbage
 from leeward.processor import item as item_module
+from leeward.processor import replicas as replicas_module
 from leeward.processor.apply import store_segment
 from leeward.processor.item import ItemProcessor
 from leeward.processor.old_blocks import OldBlocks
@@ -114,7 +115,7 @@ def catalog_before_its_segments() -> Iterator[None]:
             waiting.clear()
 
     with (
-        patch("leeward.processor.item.store_segment", deferred),
+        patch("leeward.processor.fetching.store_segment", deferred),
         patch.object(ItemProcessor, "_commit", commit_then_store),
     ):
         yield
@@ -176,25 +177,25 @@ def sweep_over_a_newer_write() -> Iterator[None]:
 @mutant
 def checkpoint_without_the_last_cut() -> Iterator[None]:
     """A map is stored before the cut that it is to include has been brought in."""
-    apply = ItemProcessor._apply
+    apply = replicas_module._applied
     stored: dict[str, str] = {}
 
-    def early(self: ItemProcessor, replicas: Any, cut: Any, fetched: Any) -> Any:
+    def early(replicas: Any, cut: Any, fetched: Any) -> Any:
         stored.clear()
         for name, disk in replicas.items():
             if disk.needs_checkpoint:
                 stored[name] = disk.checkpoint(cut.manifest.epoch)
-        return apply(self, replicas, cut, fetched)
+        return apply(replicas, cut, fetched)
 
-    def attach(self: ItemProcessor, replicas: Any, cut: Any) -> Any:
+    def attach(replicas: Any, cut: Any) -> Any:
         disks = tuple(
             replace(disk, checkpoint=stored.get(disk.disk, disk.checkpoint)) for disk in cut.disks
         )
         return replace(cut, disks=disks)
 
     with (
-        patch.object(ItemProcessor, "_apply", early),
-        patch.object(ItemProcessor, "_with_checkpoints", attach),
+        patch.object(replicas_module, "_applied", early),
+        patch.object(replicas_module, "_with_checkpoints", attach),
     ):
         yield
 
@@ -231,13 +232,13 @@ def segments_in_any_order() -> Iterator[None]:
 @mutant
 def unfinished_cuts_listed() -> Iterator[None]:
     """Cuts that are data only count as recovery points."""
-    apply = ItemProcessor._apply
+    apply = replicas_module._applied
 
-    def promote(self: ItemProcessor, replicas: Any, cut: Any, fetched: Any) -> Any:
-        applied = apply(self, replicas, cut, fetched)
+    def promote(replicas: Any, cut: Any, fetched: Any) -> Any:
+        applied = apply(replicas, cut, fetched)
         return replace(applied, consistency=Consistency.CRASH)
 
-    with patch.object(ItemProcessor, "_apply", promote):
+    with patch.object(replicas_module, "_applied", promote):
         yield
 
 

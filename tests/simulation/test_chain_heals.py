@@ -17,7 +17,7 @@ from tests.simulation.world import EPOCH, ITEM, Source, World, drain
 from leeward.core.errors import ChainBroken, Unavailable
 from leeward.mobility.chain import ChainNote
 from leeward.mobility.upload import Uploader
-from leeward.processor import item as item_module
+from leeward.processor import arrivals as arrivals_module
 from leeward.processor.item import ItemProcessor
 from leeward.replica.manifest import (
     applied_prefix,
@@ -34,7 +34,7 @@ TRIES_MAX = 60
 
 @pytest.fixture(autouse=True)
 def look_for_gaps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item_module, "GAP_SECONDS", 0.0)
+    monkeypatch.setattr(arrivals_module, "GAP_SECONDS", 0.0)
 
 
 @pytest.fixture

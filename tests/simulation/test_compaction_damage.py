@@ -72,7 +72,7 @@ class Healed:
         self.uploader.restart()
         self.source._images[0][:CHUNK] = bytes(CHUNK)
         self.uploader.upload(self.swept_cut())
-        self.processor._gap_at = 0.0
+        self.processor._arrivals.look_at_once()
         self.processor.step()
         drain(self.processor)
         assert not self.processor.awaits_restart

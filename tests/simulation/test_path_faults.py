@@ -19,7 +19,7 @@ from tests.simulation.world import Source, World
 from leeward.core.errors import Unavailable
 from leeward.mobility.upload import Cut, Uploader
 from leeward.processor import apply as apply_module
-from leeward.processor import item as item_module
+from leeward.processor import arrivals as arrivals_module
 from leeward.processor.item import ItemProcessor
 
 CUTS = 3
@@ -31,7 +31,7 @@ Faults = Mapping[int, Fault]
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints and batches of more than one cut within a short story."""
     monkeypatch.setattr(apply_module, "CHECKPOINT_SEGMENTS", 5)
-    monkeypatch.setattr(item_module, "BATCH_CUTS_MAX", 2)
+    monkeypatch.setattr(arrivals_module, "BATCH_CUTS_MAX", 2)
 
 
 @dataclass

@@ -53,6 +53,11 @@ class Digesting:
         """Say whether there is something to be done by `work`."""
         return bool(self._left)
 
+    @property
+    def disks(self) -> list[str]:
+        """The disks that are still to be digested."""
+        return [request.disk for request in self._left]
+
     def take(self, manifest: CutManifest) -> None:
         """Note what a cut that has been applied asks for; what was asked before is void."""
         if manifest.digests:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,48 +20,31 @@ from leeward.core.errors import (
     Conflict,
     DataIntegrity,
     Fenced,
-    LeewardError,
     Unavailable,
 )
 from leeward.model.recovery import RecoveryPoint
 from leeward.object_store.store import ObjectStore
 from leeward.observability.log import get_logger
 from leeward.processor.acknowledge import Acknowledgements
-from leeward.processor.apply import (
-    DiskReplica,
-    Fetched,
-    Numbers,
-    StoredSegment,
-    check_extents,
-    open_replica,
-    store_segment,
-)
+from leeward.processor.apply import Numbers
+from leeward.processor.arrivals import Arrivals
 from leeward.processor.digesting import Digesting
 from leeward.processor.disk_log import DiskCompaction, compacted_log
 from leeward.processor.drain import ArrivedCut, Cache, ChainHead
+from leeward.processor.fetching import FetchedCut, Fetching
 from leeward.processor.garbage import Garbage, Stand
 from leeward.processor.held_points import plan_around_held
+from leeward.processor.replicas import Replicas
 from leeward.processor.scrub import Findings, read_everything
 from leeward.processor.seal import drain_aside, seal_catalog
 from leeward.processor.space import Space
 from leeward.protocol.fabric import ProcessingSpec
 from leeward.protocol.messages import ScrubReport, SpaceReport
 from leeward.replica.catalog import Catalog
-from leeward.replica.catalog_state import AppliedCut, AppliedDisk
+from leeward.replica.catalog_state import AppliedCut
 from leeward.replica.frame_codec import known_compression
 from leeward.replica.holds import HoldWatch
-from leeward.replica.manifest import SegmentRef
 from leeward.replica.pins import PinWatch
-from leeward.replica.segment import BLOCKS, SegmentHeader
-
-BATCH_CUTS_MAX = 32
-BATCH_BYTES_MAX = 128 << 20
-"""Stored bytes of the cuts that one catalog record takes, unless one cut alone has more."""
-GAP_SECONDS = 30.0
-RESTART_SECONDS = 1.0
-"""Between looks for the cut with which the source begins anew."""
-FETCH_SECONDS = 300.0
-"""How long the segments of a batch may take before the step is to be made again."""
 
 T = TypeVar("T")
 
@@ -102,23 +84,21 @@ class ItemProcessor:
         self._acknowledgements = Acknowledgements(self._cache, clock)
         self._catalog_store = open_store(spec.catalog_url)
         self._stores = {replica.disk: open_store(replica.target_url) for replica in spec.replicas}
-        self._pool = ThreadPoolExecutor(copiers, thread_name_prefix=f"copy-{spec.item_id}")
+        compression = known_compression(spec.compression)
+        self._arrivals = Arrivals(self._cache, self._stores, clock, self._note_restart)
+        self._fetching = Fetching(self._cache, spec.item_id, self._stores, copiers=copiers)
+        self._replicas = Replicas(self._stores, compression)
         self._log = get_logger(item=spec.item_id, epoch=spec.epoch)
         self._lock = threading.Lock()
         self._catalog: Catalog | None = None
         self._is_catalog_stale = False
         self._numbers = Numbers(0)
-        self._replicas: dict[str, DiskReplica] | None = None
-        self._copied: dict[str, StoredSegment] = {}
-        self._gap_at = 0.0
-        self._broken_at: ChainHead | None = None
         self._ended: Fenced | None = None
         self._points: tuple[RecoveryPoint, ...] = ()
         self._newest: AppliedCut | None = None
         self._quarantined: frozenset[str] = frozenset()
         self._awaits_restart = False
         self._doubted: Mapping[str, frozenset[int]] = {}
-        self._late: set[Future[Fetched]] = set()
         self._scrubbed_version: int | None = None
         self._pins = PinWatch(self._catalog_store, spec.item_id, clock.monotonic)
         self._holds = HoldWatch(self._catalog_store, spec.item_id, clock.monotonic)
@@ -128,13 +108,13 @@ class ItemProcessor:
             self._catalog_store,
             self._stores,
             clock,
-            compression=known_compression(spec.compression),
+            compression=compression,
         )
 
     def close(self) -> None:
         """End the threads. Takes nothing back; not to be called during a step."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._forget()
+        self._fetching.close()
+        self._replicas.forget()
 
     @property
     def points(self) -> tuple[RecoveryPoint, ...]:
@@ -237,11 +217,11 @@ class ItemProcessor:
     def _quarantine(self, catalog: Catalog, found: Findings) -> None:
         """Have the catalog say which points are damaged."""
         affected = set(found.report.quarantined) | found.lie_upon_damage(catalog.points)
-        self._gap_at = 0.0
+        self._arrivals.look_at_once()
         self._doubted = found.segments
         catalog.quarantine(affected, released=catalog.quarantined - affected)
         self._remember(catalog)
-        self._forget()
+        self._replicas.forget()
 
     # -------------------------------------------------------------------------- space
 
@@ -278,12 +258,11 @@ class ItemProcessor:
             return self._guarded(self._stand)
 
     def _stand(self, catalog: Catalog) -> Stand:
-        self._late = {job for job in self._late if not job.done()}
         return Stand(
             state=catalog.state,
             numbers=self._numbers,
-            settled=0 if self._late else self._numbers.taken,
-            copied=frozenset(stored.segment_id for stored in list(self._copied.values())),
+            settled=self._fetching.settled(self._numbers),
+            copied=self._fetching.copied,
         )
 
     def compact(self, made: DiskCompaction) -> bool:
@@ -297,7 +276,7 @@ class ItemProcessor:
         log = compacted_log(catalog.state, made) if made.claim == catalog.claim else None
         if log is None or catalog.healing[1] is not None:
             return False
-        self._forget()
+        self._replicas.forget()
         try:
             catalog.compact(made.disk, log)
         except BaseException:
@@ -375,7 +354,7 @@ class ItemProcessor:
                 catalog.refresh()
                 catalog.check_owner()
                 if isinstance(error, ChainBroken):
-                    self._refuse()
+                    self._arrivals.refuse(self._head())
                 raise
         except Fenced as error:
             self._ended = error
@@ -404,9 +383,9 @@ class ItemProcessor:
         )
         self._is_resumed = False
         self._numbers = Numbers(claim)
-        self._forget()
+        self._replicas.forget()
         self._digesting.forget()
-        self._copied.clear()
+        self._fetching.forget()
         self._acknowledgements.doubt()
         self._remember(catalog)
         self._log.info("item_taken_over", claim=claim, applied=self.applied_sequence)
@@ -416,12 +395,6 @@ class ItemProcessor:
         self._points, self._newest = catalog.points, catalog.newest_cut
         self._quarantined = catalog.quarantined
         self._awaits_restart, _ = catalog.healing
-
-    def _forget(self) -> None:
-        """Throw away the maps: they may be ahead of the catalog."""
-        for replica in (self._replicas or {}).values():
-            replica.close()
-        self._replicas = None
 
     def _head(self) -> ChainHead:
         newest = self._newest
@@ -433,17 +406,16 @@ class ItemProcessor:
 
     def _step(self, catalog: Catalog) -> StepResult:
         self._acknowledgements.clean(self._head())
-        cuts = self._drain()
+        cuts = self._arrivals.waiting(self._head(), awaits_restart=self._awaits_restart)
         if not cuts:
             return StepResult(idle=not self._answer_digests(catalog))
-        ready, failure = self._fetch(cuts)
+        ready, failure = self._fetching.fetch(cuts, self._numbers)
         if failure is not None and not ready:
             raise failure
         known = len(self._points)
         self._commit(catalog, ready)
         for cut, _ in ready:
-            for _, ref in cut.segments:
-                self._copied.pop(ref.name, None)
+            self._fetching.listed(cut)
             self._digesting.take(cut.manifest)
         self._answer_digests(catalog)
         self._acknowledgements.acknowledge(self._head(), [cut for cut, _ in ready])
@@ -460,180 +432,29 @@ class ItemProcessor:
             return False
         is_healing = catalog.healing[1] is not None
         whole = {disk: frozenset[int]() for disk in self._stores}
-        self._digesting.work(self._open_replicas(catalog), self._doubted if is_healing else whole)
+        replicas = self._replicas.opened(catalog, self._numbers, self._digesting.disks)
+        self._digesting.work(replicas, self._doubted if is_healing else whole)
         return True
 
-    def _refuse(self) -> None:
-        """Ask the source for a new chain, once the same place was found broken twice: what was
-        only read wrong costs no new sweep."""
-        head = self._head()
-        if self._broken_at != head:
-            self._broken_at = head
-            return
-        try:
-            self._cache.refuse(head)
-        except LeewardError as error:
-            self._log.warning("refusal_failed", problem=str(error))
-
-    def _drain(self) -> list[ArrivedCut]:
-        """Return the cuts that wait, each verified to follow the one before it."""
-        if self._awaits_restart:
-            return self._drain_restart(self._head())
-        cuts: list[ArrivedCut] = []
-        head, stored_bytes = self._head(), 0
-        while len(cuts) < BATCH_CUTS_MAX and stored_bytes < BATCH_BYTES_MAX:
-            try:
-                cut = self._cache.next_cut(head, self._stores)
-                if cut is None and not cuts:
-                    cut = self._look_beyond_gap(head)
-            except LeewardError:
-                if cuts:
-                    break  # met again, and reported, once these have been applied
-                raise
-            if cut is None:
-                break
-            cuts.append(cut)
-            head = cut.head
-            stored_bytes += cut.stored_bytes
-        return cuts
-
-    def _drain_restart(self, head: ChainHead) -> list[ArrivedCut]:
-        """Return the cut with which the source begins anew, if it has arrived: nothing else may
-        follow a state that is damaged. Until then the source is asked for it."""
-        now = self._clock.monotonic()
-        if now < self._gap_at:
-            return []
-        self._gap_at = now + RESTART_SECONDS
-        self._cache.refuse(head, is_damaged=True)
-        try:
-            cut = self._cache.next_beyond_gap(head, self._stores)
-        except ChainBroken:
-            return []  # what the source had sent before it heard of it
-        return [cut] if cut is not None and cut.manifest.restarts else []
-
-    def _look_beyond_gap(self, head: ChainHead) -> ArrivedCut | None:
-        """Return the cut that restarts the chain behind a gap, if there is one; looked for now and
-        then. Raises: ChainBroken if later cuts wait for one that is missing."""
-        now = self._clock.monotonic()
-        if now < self._gap_at and self._broken_at != head:
-            return None
-        self._gap_at = now + GAP_SECONDS
-        cut = self._cache.next_beyond_gap(head, self._stores)
-        if cut is not None:
-            self._acknowledgements.doubt()  # remove what the new chain has made void
-            self._copied.clear()
-            self._log.info("chain_restarted", after=head.sequence, sequence=cut.manifest.sequence)
-        return cut
-
-    def _fetch(
-        self, cuts: Sequence[ArrivedCut]
-    ) -> tuple[list[tuple[ArrivedCut, list[Fetched]]], BaseException | None]:
-        """Return the cuts whose segments have all been verified, up to the first that failed,
-        and how that one failed. Segments of blocks are in the target then."""
-        jobs = [
-            [self._pool.submit(self._fetch_segment, cut, disk, ref) for disk, ref in cut.segments]
-            for cut in cuts
-        ]
-        late = wait([job for cut_jobs in jobs for job in cut_jobs], FETCH_SECONDS).not_done
-        for job in late:
-            job.cancel()
-        self._late |= late
-        if late:
-            raise Unavailable(f"a store takes too long over {len(late)} segments")
-        ready: list[tuple[ArrivedCut, list[Fetched]]] = []
-        for cut, cut_jobs in zip(cuts, jobs, strict=True):
-            failures = [error for job in cut_jobs if (error := job.exception()) is not None]
-            if failures:
-                return ready, failures[0]
-            ready.append((cut, [job.result() for job in cut_jobs]))
-        return ready, None
-
-    def _fetch_segment(self, cut: ArrivedCut, disk: str, ref: SegmentRef) -> Fetched:
-        """Verify one segment and, if it is of blocks, store it. Runs in the pool."""
-        copied = self._copied.get(ref.name)
-        if copied is not None:
-            return copied  # a step that failed later had come this far
-        segment = self._cache.read_segment(disk, cut.manifest.sequence, ref)
-        check_extents(segment, cut.size_bytes(disk))
-        if ref.unit != BLOCKS:
-            return segment
-        copied = store_segment(self._stores[disk], self._spec.item_id, disk, self._numbers, segment)
-        self._copied[ref.name] = copied
-        return copied
+    def _note_restart(self, cut: ArrivedCut) -> None:
+        self._acknowledgements.doubt()  # remove what the new chain has made void
+        self._fetching.forget()
+        sequence = cut.manifest.sequence
+        self._log.info("chain_restarted", after=self.applied_sequence, sequence=sequence)
 
     # -------------------------------------------------------------------------- making it count
 
-    def _commit(self, catalog: Catalog, ready: Sequence[tuple[ArrivedCut, list[Fetched]]]) -> None:
+    def _commit(self, catalog: Catalog, ready: Sequence[FetchedCut]) -> None:
         """Make the cuts part of the catalog, their points listed, all or none."""
         try:
-            replicas = self._open_replicas(catalog)
-            applied = [self._apply(replicas, cut, fetched) for cut, fetched in ready]
-            applied[-1] = self._with_checkpoints(replicas, applied[-1])
-            catalog.append_cuts(applied)
+            catalog.append_cuts(self._replicas.apply(catalog, self._numbers, ready))
         except BaseException as error:
-            self._forget()
+            self._replicas.forget()
             self._is_catalog_stale = True
             if isinstance(error, Conflict) and not isinstance(error, Fenced):
                 raise Unavailable(f"the catalog has to be read again: {error.message}") from error
             raise
         self._remember(catalog)
-
-    def _open_replicas(self, catalog: Catalog) -> dict[str, DiskReplica]:
-        if self._replicas is None:
-            self._replicas = {
-                disk: open_replica(
-                    catalog,
-                    store,
-                    disk,
-                    self._numbers,
-                    compression=known_compression(self._spec.compression),
-                )
-                for disk, store in self._stores.items()
-            }
-        return self._replicas
-
-    def _apply(
-        self, replicas: dict[str, DiskReplica], cut: ArrivedCut, fetched: Sequence[Fetched]
-    ) -> AppliedCut:
-        """Bring the maps from the state before the cut to the state after it."""
-        manifest = cut.manifest
-        added: dict[str, list[int]] = {}
-        for disk in manifest.disks:
-            replicas[disk.disk].grow(disk.size_bytes)
-            added[disk.disk] = replicas[disk.disk].begin(
-                SegmentHeader(
-                    manifest.item_id, disk.disk, manifest.epoch, manifest.sequence, BLOCKS
-                )
-            )
-        for (disk_name, _), segment in zip(cut.segments, fetched, strict=True):
-            added[disk_name] += replicas[disk_name].take(segment)
-        return AppliedCut(
-            epoch=manifest.epoch,
-            sequence=manifest.sequence,
-            manifest_sha256=cut.manifest_sha256,
-            time_ns=manifest.time_ns,
-            consistency=manifest.consistency,
-            disks=tuple(
-                AppliedDisk(
-                    disk=disk.disk, size_bytes=disk.size_bytes, segments=tuple(added[disk.disk])
-                )
-                for disk in manifest.disks
-            ),
-            vm_config=manifest.vm_config,
-            restarts=manifest.restarts,
-            shared=manifest.shared,
-            frozen=manifest.frozen,
-        )
-
-    def _with_checkpoints(self, replicas: dict[str, DiskReplica], cut: AppliedCut) -> AppliedCut:
-        """Return the newest cut with a map stored for every disk that needs one."""
-        disks = tuple(
-            replace(disk, checkpoint=replicas[disk.disk].checkpoint(cut.epoch))
-            if replicas[disk.disk].needs_checkpoint
-            else disk
-            for disk in cut.disks
-        )
-        return replace(cut, disks=disks)
 
     def _drop_points(
         self, catalog: Catalog, plan: Callable[[Sequence[RecoveryPoint]], Sequence[str]]

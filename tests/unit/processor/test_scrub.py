@@ -135,7 +135,7 @@ def test_a_damaged_newest_state_is_sent_anew_and_old_points_stay_quarantined(
 
 def settle(processor: ItemProcessor) -> None:
     """The processor has looked for the cut that begins anew, whatever its clock says."""
-    processor._gap_at = 0.0
+    processor._arrivals.look_at_once()
     processor.step()
     drain(processor)
 
