@@ -254,26 +254,24 @@ def open_replica(
     *,
     compression: Compression = "zstd",
 ) -> DiskReplica:
-    """Return the disk's replica at the catalog's newest cut; one of 0 bytes before the first.
+    """Return the disk's replica at the catalog's newest cut that has it; one of 0 bytes before the
+    first.
 
     Raises: ObjectMissing, SegmentCorrupt, Unavailable.
     """
     checkpoint, segment_ids = catalog.newest_disk_log(disk)
-    newest = catalog.newest_cut
-    sizes = {entry.disk: entry.size_bytes for entry in newest.disks} if newest else {}
+    size_bytes = max((e.size_bytes for _, e in catalog.state.disk_entries(disk)), default=0)
     to_replay, is_anew = len(segment_ids), False
     awaits_restart, whole = catalog.healing
     try:
-        block_map = replay_map(
-            store, catalog.item_id, disk, sizes.get(disk, 0), checkpoint, segment_ids
-        )
+        block_map = replay_map(store, catalog.item_id, disk, size_bytes, checkpoint, segment_ids)
         if awaits_restart:
             block_map.load_all()
     except DataIntegrity:
         if not awaits_restart:
             raise
         # Nothing but a sweep of everything can follow: begin with nothing, and store the map soon.
-        block_map = BlockMap(catalog.item_id, disk, sizes.get(disk, 0))
+        block_map = BlockMap(catalog.item_id, disk, size_bytes)
         to_replay, is_anew = CHECKPOINT_SEGMENTS, True
     return DiskReplica(
         store,

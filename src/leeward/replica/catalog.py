@@ -191,11 +191,11 @@ class Catalog:
         return self._state.disk_log(disk, self._state.cut_of(_id(point)))
 
     def newest_disk_log(self, disk: str) -> tuple[str, tuple[int, ...]]:
-        """Return the same for the newest cut; ("", ()) if there is none or it lacks the disk."""
-        try:
-            return self._state.disk_log(disk, len(self._state.cuts) - 1)
-        except (IndexError, NotFound):
-            return "", ()
+        """Return the same for the newest cut that has the disk; ("", ()) if none has."""
+        for index in range(len(self._state.cuts) - 1, -1, -1):
+            with suppress(NotFound):
+                return self._state.disk_log(disk, index)
+        return "", ()
 
     def _cut(self, point: RecoveryPoint | str) -> AppliedCut:
         return self._state.cuts[self._state.cut_of(_id(point))]

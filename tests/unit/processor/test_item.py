@@ -101,6 +101,21 @@ def test_cuts_without_consistency_are_applied_and_not_listed(world: World, sourc
     world.check(source)
 
 
+def test_a_disk_that_was_away_comes_back_as_it_was(world: World, source: Source) -> None:
+    """Whoever processes it then, and whatever its sweep passes over as known to the target."""
+    with world.uploader() as uploader:
+        with world.processor() as processor:
+            uploader.upload(source.next_cut(ranges=[(0, 0, 8192), (1, 0, 65536)]))
+            away = source.next_cut(ranges=[(0, 4096, 4096)])
+            uploader.upload(replace(away, disks=away.disks[:1]))
+            drain(processor)
+        with world.processor() as processor:
+            uploader.upload(source.next_cut(ranges=[(1, 1024, 512)]))
+            drain(processor)
+    back = world.points()[-1]
+    assert world.contents(back) == source.contents[back.time_ns]
+
+
 def test_a_shared_point_is_listed_as_such(world: World, source: Source) -> None:
     mark = SharedMark(id="sp-1", group="cg-1", members=(ITEM, "other"), time_ns=7)
     with world.uploader() as uploader, world.processor() as processor:
