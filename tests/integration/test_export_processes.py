@@ -67,10 +67,10 @@ class Target:
             for disk, store in by_disk.items()
         ]
 
-    def start(self, point_id: str | None = None) -> ExportHandle:
+    def start(self, point_id: str | None = None, *, place: str = "") -> ExportHandle:
         return start_export(
-            self.root / "run",
-            self.root / "data",
+            self.root / place / "run",
+            self.root / place / "data",
             "web-1",
             self.stores["first"].url,
             ITEM,
@@ -346,6 +346,17 @@ def test_a_killed_export_finds_its_point_again_after_retention_dropped_all_other
     assert target.retain_newest() == [point_id(1, 4)]
     with pytest.raises(NotFound):
         target.start()
+
+
+def test_a_host_that_comes_back_lets_go_of_no_other_ones_point(target: Target) -> None:
+    """The VM was booted there first, and runs here now, from an export of the same name."""
+    there, here = target.start(), target.start(place="second-host")
+    store = target.stores["first"]
+    assert len(store.list(f"items/{ITEM}/holds/")) == 2
+    there.stop()
+    assert len(store.list(f"items/{ITEM}/holds/")) == 1
+    here.stop()
+    assert store.list(f"items/{ITEM}/holds/") == []
 
 
 def test_a_store_that_is_away_when_an_export_ends_does_not_keep_it(target: Target) -> None:

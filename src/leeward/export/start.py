@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leeward.core.codec import from_json, to_json
@@ -160,7 +161,7 @@ def begin_export(
         item_id=item_id,
         point_id=point_id,
         replicas=tuple(replicas),
-        holder=f"export {export_id}",
+        holder=f"export {export_id} {secrets.token_hex(8)}",
     )
     handle = ExportHandle(export_id, files)
     if files.config.exists() and not _serves(handle, config):
@@ -179,8 +180,10 @@ def begin_export(
 
 
 def _serves(handle: ExportHandle, config: ExportConfig) -> bool:
+    """Say whether the export serves that. Its holder is its own: another host may have an export of
+    the same name, or have had one, and must neither let this one's point go nor move its hold."""
     try:
-        return handle.config() == config
+        return replace(handle.config(), holder=config.holder) == config
     except InvalidRequest:  # cut short by a crash of the machine
         return False
 
