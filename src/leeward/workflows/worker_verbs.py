@@ -125,7 +125,9 @@ class WorkerVerbs:
     def _stop_orders(self, arguments: WorkerArguments) -> list[Order]:
         with self._bench.vault.read() as records:
             former = find_node(records, arguments.former_id)
-        if former is None:
+            record = records.items.find(arguments.item_id)
+        is_back = record is not None and record.worker_id == arguments.former_id
+        if former is None or is_back:  # a failover came between and chose it
             return []
         about: Json = {"item_id": arguments.item_id}
         return [Order(node=former, verb=Verb.PROCESSING_STOP, arguments=about)]

@@ -58,6 +58,23 @@ def test_a_silent_worker_loses_its_items_to_the_one_with_the_fewest(made: Site) 
     assert tick(made) == []
 
 
+def test_a_worker_that_a_failover_has_chosen_meanwhile_is_not_told_to_let_go(made: Site) -> None:
+    other = made.enrol_worker("n-2")
+    made.silence(made.worker)
+    (job,) = tick(made)
+
+    def fail_over(name: str) -> None:
+        if name == "let go":
+            made.silence(other)
+            made.service.monitor.take_status(made.worker, NodeStatus())
+            made.service.failovers.failover("main", "web-1", "latest")
+
+    made.engine.before_step = fail_over
+    assert made.run(job).state is JobState.SUCCEEDED
+    assert item(made).worker_id == made.worker.id
+    assert made.asked[Verb.PROCESSING_STOP] == 0
+
+
 def test_without_another_worker_nothing_changes(made: Site) -> None:
     made.silence(made.worker)
     assert tick(made) == []
