@@ -147,9 +147,12 @@ class Rehearsing:
     def end_orders(self, rehearsal: Rehearsal) -> list[Order]:
         """Return the order after which nothing of the test VM is left: VM, disks, export, and the
         networks that no other test VM is in. A network set aside for tests is not the test VM's:
-        it stays on the host while it exists, as it does under any VM."""
+        it stays on the host while it exists, as it does under any VM. None to a host that
+        has been forgotten: it is told nothing any more."""
         with self._bench.vault.read() as records:
-            agent = self._agent(records, rehearsal)
+            agent = records.nodes.find(Role.AGENT, rehearsal.region, rehearsal.host)
+            if agent is None:
+                return []
             there = networks_by_name(records, rehearsal.region) if rehearsal.nics else {}
         networks = [its_id for name, its_id in rehearsal.networks.items() if name not in there]
         arguments: Json = {"vm_id": rehearsal.vm_id, "networks": networks}

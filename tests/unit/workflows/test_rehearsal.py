@@ -47,6 +47,15 @@ def start(made: Site, **more: object) -> BootSpec:
     return from_plain(made.last[Verb.RECOVERY_BOOT], BootSpec)
 
 
+def test_a_test_vm_whose_host_has_been_forgotten_is_cleaned_up(made: Site) -> None:
+    start(made)
+    made.silence(made.target)
+    made.service.nodes.forget(made.target.id)
+    job = made.service.rehearsals.clean_up("main", "web-1")
+    assert made.run(job).state is JobState.SUCCEEDED
+    assert rehearsal(made) is None
+
+
 def test_its_networks_lead_nowhere_whatever_the_real_one_does(made: Site) -> None:
     with made.vault.write() as records:
         stored = records.resources.get(VirtualNetwork, "west", "corp-asr")
