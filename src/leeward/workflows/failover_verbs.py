@@ -315,15 +315,23 @@ class FailoverVerbs:
             job.order("take over", lambda: self._take_over_order(item_id), dict[str, object])
 
     def _fence(self, job: RunningJob, item_id: str) -> Json:
-        """The source's agent is told to stop the VM; nobody waits for it: it may be gone."""
+        """The source's agent is told to stop the VM; nobody waits for it: it may be gone. Nor is it
+        told any more, when it comes back, to start it: by a planned failover that failed."""
         with self._bench.vault.read() as records:
             record = records.items.by_id(item_id)
             agent = source_agent(records, record)
+            name = vm_id(record.item.source_vm)
+            left = [
+                command.id
+                for command in (records.commands.open_for(agent.id) if agent else ())
+                if command.verb is Verb.VM_START and command.arguments.get("vm_id") == name
+            ]
         if agent is not None:
+            self._bench.dispatch.withdraw(left)
             arguments: Json = {
                 "item_id": item_id,
                 "epoch": record.item.epoch,
-                "vm_id": vm_id(record.item.source_vm),
+                "vm_id": name,
             }
             order = Order(node=agent, verb=Verb.REPLICATION_FENCE, arguments=arguments)
             self._bench.dispatch.send([order], job_id=job.record.id, step="fence")

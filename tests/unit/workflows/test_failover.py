@@ -70,6 +70,18 @@ def test_nor_by_a_start_that_was_asked_for_just_before(made: Site) -> None:
     assert made.asked[Verb.VM_START] == 0
 
 
+def test_nor_by_what_a_planned_failover_left_for_a_host_that_fell_silent(made: Site) -> None:
+    made.mute(made.source)
+    planned = made.service.planned.failover("main", "web-1", "latest", power_off_seconds=1)
+    assert made.run(planned).state is JobState.FAILED
+    with made.vault.read() as records:
+        left = [command.verb for command in records.commands.open_for(made.source.id)]
+    assert left == [Verb.VM_START]
+    assert made.run(failover(made)).state is JobState.SUCCEEDED
+    made.unmute(made.source)
+    assert (made.asked[Verb.REPLICATION_FENCE], made.asked[Verb.VM_START]) == (1, 0)
+
+
 def test_a_degraded_source_can_still_be_started(made: Site) -> None:
     with made.service.bench.vault.write() as records:
         record = records.items.get("main", "web-1")
