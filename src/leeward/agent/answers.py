@@ -10,6 +10,7 @@ to twice what is kept.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -33,6 +34,7 @@ class AnswerJournal:
         self._results: dict[str, CommandResult] = {}
         self._untold: dict[str, None] = {}  # insertion-ordered set
         self._lines = 0
+        self._is_torn = False
         self._descriptor = -1
         path.parent.mkdir(parents=True, exist_ok=True)
         self._load()
@@ -95,10 +97,16 @@ class AnswerJournal:
             self._untold[result.command_id] = None
 
     def _append(self, entry: object) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        if self._is_torn:  # what follows half a line would be lost with it
+            line = b"\n" + line
         try:
-            os.write(self._descriptor, json.dumps(entry).encode() + b"\n")
+            self._is_torn = os.write(self._descriptor, line) < len(line)
+            if self._is_torn:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(self._descriptor)
         except OSError as error:
+            self._is_torn = True
             raise Unavailable(f"cannot write {self._path}: {error.strerror}") from error
         self._lines += 1
 
@@ -116,4 +124,4 @@ class AnswerJournal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        self._lines = len(lines)
+        self._lines, self._is_torn = len(lines), False

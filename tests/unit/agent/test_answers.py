@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from leeward.agent import answers
 from leeward.agent.answers import AnswerJournal
+from leeward.core.errors import Unavailable
 from leeward.protocol.messages import CommandResult
 
 
@@ -50,6 +52,23 @@ def test_line_torn_by_a_crash_is_ignored_and_the_file_goes_on(tmp_path: Path) ->
     last = AnswerJournal(path)
     assert [each.command_id for each in last.untold()] == ["a", "c"]
     last.close()
+
+
+def test_a_line_that_a_full_disk_cut_short_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    journal = AnswerJournal(tmp_path / "answers")
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: write(fd, data[:20]))
+        with pytest.raises(Unavailable, match="No space left"):
+            journal.record(result("a"))
+    journal.record(result("b"))
+    assert [each.command_id for each in journal.untold()] == ["a", "b"]
+    journal.close()
+    again = AnswerJournal(tmp_path / "answers")
+    assert again.untold() == [result("b")]
+    again.close()
 
 
 def test_file_is_rewritten_before_it_grows_without_bound(
