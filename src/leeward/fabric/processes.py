@@ -33,13 +33,18 @@ class ProcessIdentity:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Return the process's start time, or None if it is gone or a zombie."""
+    """Return the process's start time, or None if it is gone or a zombie.
+
+    One that is killed shows as a zombie as soon as its first thread has ended; until the others
+    have, it holds its files and their locks.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat.rpartition(")")[2].split()  # the command name may hold spaces and brackets
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    has_ended = fields[0] in ("Z", "X") and int(fields[17]) <= 1  # threads
+    return None if has_ended else int(fields[19])
 
 
 def identify(pid: int) -> ProcessIdentity | None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ def test_a_process_without_its_pid_file_is_found(tmp_path: Path) -> None:
         assert processes.find(tmp_path / "another.pid") is None
     finally:
         processes.end(process, grace_seconds=0)
+
+
+def test_a_process_lives_as_long_as_any_thread_of_it(tmp_path: Path) -> None:
+    """A kill ends thread by thread; whichever is left still has the disks open."""
+    program = (
+        "import ctypes, platform, threading, time;"
+        "threading.Thread(target=time.sleep, args=(600,)).start();"
+        "ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)"
+    )
+    pid_file = tmp_path / "it.pid"
+    argv = (sys.executable, "-S", "-c", program)
+    process = processes.spawn(argv, pid_file=pid_file, log_file=tmp_path / "log")
+    try:
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        assert processes.is_alive(process)
+    finally:
+        processes.end(process)
+    assert not processes.is_alive(process)
 
 
 def test_a_process_that_inherited_the_mark_is_not_the_one(tmp_path: Path) -> None:
