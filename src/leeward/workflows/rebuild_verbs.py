@@ -175,6 +175,7 @@ class RebuildVerbs:
         ]
 
     def _processing_orders(self, rebuilt: Rebuilt) -> list[Order]:
+        """An item that the vault knew, and that is not replicated now, stays as it is."""
         with self._bench.vault.read() as records:
             return [
                 Order(
@@ -184,6 +185,7 @@ class RebuildVerbs:
                     key=record.item.id,
                 )
                 for record in records.items.by_ids(rebuilt.items).values()
+                if record.is_replicating and record.worker_id
             ]
 
     def _wait_points(self, job: RunningJob, rebuilt: Rebuilt) -> Json:
