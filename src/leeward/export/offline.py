@@ -6,11 +6,13 @@ Owns: finding an item in stores somebody names. Must not know: vault, service, a
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,23 +85,64 @@ def export_to_raw(
     DataIntegrity.
     """
     if file.exists():
-        raise Conflict(f"{file} exists already", field="raw", hint="choose another name")
+        raise _exists(file)
     if not file.parent.is_dir():
         raise InvalidRequest(f"there is no directory {file.parent}", field="raw")
-    temporary = file.with_name(f"{file.name}.partial")
-    with _open_disk(found, disk) as source:
-        try:
-            with temporary.open("wb") as target:
-                copy_data(source, target.fileno(), progress, workers=_workers(found, disk))
-                os.fsync(target.fileno())
-            temporary.rename(file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise Unavailable(f"cannot write {file}: {error.strerror}") from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with _open_disk(found, disk) as source, _written_whole(file) as target:
+        copy_data(source, target, progress, workers=_workers(found, disk))
         return source.size_bytes
+
+
+@contextmanager
+def _written_whole(file: Path) -> Iterator[int]:
+    """Yield a descriptor of an empty file that becomes `file`, durably, unless there is an error.
+
+    Raises: Conflict when somebody else has made, or makes, `file`; Unavailable.
+    """
+    temporary = file.with_name(f"{file.name}.partial")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(descriptor, file)
+            try:
+                os.ftruncate(descriptor, 0)
+                yield descriptor
+                os.fsync(descriptor)
+                _name(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise Unavailable(f"cannot write {file}: {error.strerror}") from error
+
+
+def _lock(descriptor: int, file: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(f"{file} is being written by another export", field="raw") from None
+
+
+def _name(temporary: Path, file: Path) -> None:
+    """Give the file its name, durably, without taking it from another one."""
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        raise _exists(file) from None
+    except OSError:  # a file system without links
+        if file.exists():
+            raise _exists(file) from None
+        temporary.rename(file)
+    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _exists(file: Path) -> Conflict:
+    return Conflict(f"{file} exists already", field="raw", hint="choose another name")
 
 
 def serve_foreground(

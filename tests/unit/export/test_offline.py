@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from leeward.core.errors import NotFound
+from leeward.core.errors import Conflict, NotFound
 from leeward.core.units import BLOCK
+from leeward.export import offline
+from leeward.export.copying import copy_data
 from leeward.export.offline import FoundPoint, export_to_raw, find_point, list_points
 from leeward.model.recovery import Consistency
 from leeward.object_store.memory import shared_memory_store
@@ -102,3 +106,52 @@ def test_a_replica_in_none_of_the_stores_named_is_where_the_catalog_says(tmp_pat
     west, east = replicate(1), replicate(4)
     found = find_point([east.catalog, west.disk], ITEM, "latest")
     assert read(found, tmp_path) == east.content
+
+
+def test_a_file_that_has_appeared_meanwhile_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    west, file = replicate(1), tmp_path / "data.raw"
+    found = find_point([west.catalog, west.disk], ITEM, "latest")
+
+    def copy(*arguments: Any, **more: Any) -> None:
+        copy_data(*arguments, **more)
+        file.write_bytes(b"somebody's")
+
+    monkeypatch.setattr(offline, "copy_data", copy)
+    with pytest.raises(Conflict, match="exists already"):
+        export_to_raw(found, "data", file)
+    assert file.read_bytes() == b"somebody's"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_exports_to_one_file_do_not_write_into_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    west, file = replicate(1), tmp_path / "data.raw"
+    found = find_point([west.catalog, west.disk], ITEM, "latest")
+    (tmp_path / "data.raw.partial").write_bytes(b"of one that was killed" * 1000)
+
+    def copy(*arguments: Any, **more: Any) -> None:
+        copy_data(*arguments, **more)
+        with pytest.raises(Conflict, match="is being written"):
+            export_to_raw(found, "data", file)
+
+    monkeypatch.setattr(offline, "copy_data", copy)
+    export_to_raw(found, "data", file)
+    assert file.read_bytes() == west.content
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_written_out_is_there_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are synced, then its name."""
+    west, file, synced = replicate(1), tmp_path / "data.raw", list[tuple[int, bool]]()
+
+    def sync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, file.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    export_to_raw(find_point([west.catalog, west.disk], ITEM, "latest"), "data", file)
+    assert synced == [(file.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
