@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from leeward.core.clock import Clock
-from leeward.core.errors import Conflict, DataIntegrity, Fenced, LeewardError
+from leeward.core.errors import ChainBroken, Conflict, DataIntegrity, Fenced, LeewardError
 from leeward.model.recovery import RecoveryPoint
 from leeward.observability.log import get_logger
 from leeward.processor.item import ItemProcessor
@@ -34,6 +34,8 @@ INTEGRITY_SECONDS = 10.0
 RETENTION_SECONDS = 60.0
 SCRUB_SECONDS = 24 * 3600.0
 """How often everything stored is read and verified."""
+SCRUB_AGAIN_SECONDS = 6 * 3600.0
+"""How soon again when a step has met damage: the first time at once, for nothing else heals it."""
 SPACE_SECONDS = 60.0
 SPACE_SHARE = 4
 """Between two looks for space to reclaim, at least; and so many times as long as the last took."""
@@ -76,6 +78,7 @@ class ItemLoop:
         self._busy_at = clock.monotonic()
         self._retention_at = clock.monotonic()
         self._scrub_at = clock.monotonic() + SCRUB_SECONDS
+        self._scrubbed_at = float("-inf")
         self._scrubbing = threading.Lock()
         self._space_at = clock.monotonic() + SPACE_SECONDS
 
@@ -144,7 +147,7 @@ class ItemLoop:
     def _scrub_when_due(self, now: float) -> None:
         if now < self._scrub_at:
             return
-        self._scrub_at = now + SCRUB_SECONDS
+        self._scrub_at, self._scrubbed_at = now + SCRUB_SECONDS, now
 
         def run() -> None:
             try:
@@ -224,6 +227,7 @@ class ItemLoop:
             except Exception as error:
                 self._log.exception("item_step_failed")
                 self._failed(LeewardError(f"processing failed: {error}"))
+            self._scrub_when_due(self._clock.monotonic())
             self._rest()
 
     def _rest(self) -> None:
@@ -258,7 +262,6 @@ class ItemLoop:
         if now >= self._retention_at:
             self._retention_at = now + RETENTION_SECONDS
             self._processor.retire_points(self._plan_retention)
-        self._scrub_when_due(now)
         self._reclaim_when_due(now)
         told, self._points_told = self._points_told, self._processor.points
         if told != self._points_told:
@@ -276,6 +279,8 @@ class ItemLoop:
 
     def _failed(self, error: LeewardError) -> None:
         self._failures += 1
+        if isinstance(error, DataIntegrity) and not isinstance(error, ChainBroken):
+            self._scrub_at = min(self._scrub_at, self._scrubbed_at + SCRUB_AGAIN_SECONDS)
         self._wait_seconds = (
             INTEGRITY_SECONDS
             if isinstance(error, DataIntegrity)

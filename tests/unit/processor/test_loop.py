@@ -19,7 +19,7 @@ from leeward.processor.item import ItemProcessor, StepResult
 from leeward.processor.loop import ItemLoop
 from leeward.replica.disk import PointDisk, open_point
 from leeward.replica.layout import pins_prefix
-from leeward.replica.manifest import cut_name, decode_manifest
+from leeward.replica.manifest import cut_name, decode_manifest, refused_prefix
 from leeward.replica.pins import EXPIRY_SECONDS, Pin
 
 WAIT_SECONDS = 60.0
@@ -227,6 +227,35 @@ def waits(loop: ItemLoop, count: int) -> list[float]:
             loop._failed(error)
         found.append(loop._wait_seconds)
     return found
+
+
+@pytest.mark.parametrize("is_cache_away", [False, True], ids=["cut-waits", "cache-away"])
+def test_damage_that_a_step_meets_is_looked_for_and_healed_at_once(
+    world: World, is_cache_away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step fails each time; nothing else would have the source send what is lost."""
+    source = Source(1)
+    with world.uploader() as uploader:
+        uploader.upload(source.whole_cut())
+        uploader.upload(source.next_cut())
+        with running(world) as runner:
+            runner.wait_for(lambda: len(runner.loop.status().points_added) == 2)
+        for disk in DISKS:
+            store = world.stores[URLS[disk.name]]
+            for name in store.list(f"items/{ITEM}/disks/"):
+                store._objects[name] = store._objects[name][:-1] + b"?"
+        if is_cache_away:
+            monkeypatch.setattr(loop_module, "SCRUB_SECONDS", 0.5)  # the daily one
+            monkeypatch.setattr(world.cache, "get_range", unavailable)
+        else:
+            uploader.upload(source.next_cut(ranges=[(0, 512, 512), (1, 512, 512)]))
+        with running(world) as runner:
+            runner.wait_for(lambda: len(runner.loop._processor.quarantined) == 2)
+            runner.wait_for(lambda: bool(world.cache.list(refused_prefix(ITEM))))
+
+
+def unavailable(*arguments: object) -> bytes:
+    raise Unavailable("the cache is away")
 
 
 def test_polling_is_quick_while_cuts_arrive_and_slow_when_idle(world: World) -> None:
