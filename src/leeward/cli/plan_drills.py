@@ -5,6 +5,7 @@ Owns: `leeward recovery-plan drill`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from leeward.cli.drills import due, finding_line, outcome, ready, schedule
 from leeward.cli.session import NoWaitOption, Session, command
 from leeward.cli.vaults import DEFAULT_VAULT
 from leeward.core.units import format_seconds
-from leeward.model.drills import PlanDrill, PlanDrillResult
+from leeward.model.drills import PlanDrill, PlanDrillResult, PlanReadiness
 
 app = typer.Typer(help="Drills of a recovery plan: all its VMs, in order, in isolation.")
 
@@ -92,23 +93,7 @@ def delete_drill(
 def list_drills(session: Session, vault: PlanVaultOption = DEFAULT_VAULT) -> None:
     """List a vault's plans: how often each is drilled, and what its last drill proved."""
     found = session.client.plan_drills.listed(vault)
-
-    def table() -> None:
-        rows = [
-            [
-                each.plan,
-                schedule(each.drill) if each.drill else "when asked",
-                ready(each.readiness),
-                due(each.drill) if each.drill else "",
-            ]
-            for each in found
-        ]
-        output.print_table(["PLAN", "DRILLED", "READINESS", "NEXT"], rows)
-        for each in found:
-            if each.readiness.problem:
-                output.say(f"{each.plan}: {each.readiness.problem}")
-
-    session.show(found, table)
+    session.show(found, lambda: print_plans(found))
 
 
 @command(app, "show")
@@ -134,6 +119,23 @@ def show_drills(
             output.say(line)
 
     session.show(results, table)
+
+
+def print_plans(found: Sequence[PlanReadiness]) -> None:
+    """People see how these plans are drilled, and what that proved."""
+    rows = [
+        [
+            each.plan,
+            schedule(each.drill) if each.drill else "when asked",
+            ready(each.readiness),
+            due(each.drill) if each.drill else "",
+        ]
+        for each in found
+    ]
+    output.print_table(["PLAN", "DRILLED", "READINESS", "NEXT"], rows)
+    for each in found:
+        if each.readiness.problem:
+            output.say(f"{each.plan}: {each.readiness.problem}")
 
 
 def _lines(result: PlanDrillResult) -> list[str]:

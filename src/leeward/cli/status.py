@@ -1,4 +1,4 @@
-"""`leeward status`: regions, nodes, items and running jobs on one screen.
+"""`leeward status`: regions, nodes, items, plans and running jobs on one screen.
 
 Owns: what an operator wants to see first at night. Must not know: anything that changes things.
 """
@@ -13,10 +13,12 @@ import typer
 from leeward.cli import output
 from leeward.cli.items import print_items
 from leeward.cli.jobs import print_jobs
+from leeward.cli.plan_drills import print_plans
 from leeward.cli.session import Session, command
 from leeward.client.jobs import ENDED
 from leeward.client.views import ItemView, MachineView, NodeView
 from leeward.core.units import format_seconds
+from leeward.model.drills import PlanReadiness
 from leeward.model.recovery import Job
 
 _JOBS_SHOWN = 5
@@ -39,6 +41,7 @@ class Summary:
 
     regions: tuple[RegionSummary, ...]
     items: tuple[ItemView, ...]
+    plans: tuple[PlanReadiness, ...]
     jobs: tuple[Job, ...]
 
 
@@ -48,7 +51,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(session: Session) -> None:
-    """Show regions, nodes, replicated items with their RPO, and jobs that run."""
+    """Show regions, nodes, replicated items with their RPO, recovery plans, and jobs that run."""
     client = session.client
     nodes = client.nodes()
     regions = []
@@ -63,9 +66,11 @@ def status(session: Session) -> None:
                 unknown=sum(_power(machine) == "unknown" for machine in machines),
             )
         )
+    vaults = client.vaults()
     summary = Summary(
         regions=tuple(regions),
-        items=tuple(item for vault in client.vaults() for item in client.items(vault.name)),
+        items=tuple(item for vault in vaults for item in client.items(vault.name)),
+        plans=tuple(plan for vault in vaults for plan in client.plan_drills.listed(vault.name)),
         jobs=tuple(job for job in client.jobs() if job.state not in ENDED),
     )
     session.show(summary, lambda: _print(summary))
@@ -86,6 +91,9 @@ def _print(summary: Summary) -> None:
         print_items(summary.items)
     else:
         output.say("no VM is protected yet; `leeward protect REGION/VM --to REGION` protects one")
+    if summary.plans:
+        output.say("")
+        print_plans(summary.plans)
     if summary.jobs:
         output.say("")
         print_jobs(summary.jobs[:_JOBS_SHOWN])

@@ -91,6 +91,7 @@ class Api:
             item: {"items": [ITEM]},
             f"{item}/web-1": ITEM,
             f"{item}/web-1/recovery-points": {"items": POINTS},
+            "vaults/default/plan-drills": {"items": []},
             "jobs": {"items": []},
         }
         self.changes: Callable[[httpx.Request], httpx.Response] = lambda request: httpx.Response(

@@ -51,6 +51,13 @@ def test_what_each_plan_has_proven_is_listed(
         assert words in shown
 
 
+def test_status_tells_it_too(drilled: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "site: why" in shown
+    assert "when asked" in shown
+
+
 def test_evidence_is_shown(drilled: Api, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recovery-plan", "drill", "show", "site"]) == 0
     shown = capsys.readouterr().out
