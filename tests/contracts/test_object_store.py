@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import obstore
 import pytest
@@ -286,6 +287,34 @@ def test_one_name_inside_another_is_refused(tmp_path: Path) -> None:
         with pytest.raises((InvalidRequest, Unavailable)):
             store.create(name, b"")
     assert store.list("") == ["a/x"]
+
+
+def test_a_nearly_full_file_system_takes_only_what_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that drop points and free objects, pins, markers: without them it stays full."""
+    store = create_file_store(tmp_path / "store")
+    room = os.statvfs(tmp_path)
+    for total, left, is_taken in (
+        (1 << 40, 64 << 20, False),
+        (1 << 40, (64 << 20) + 8192, True),
+        (64 << 20, 1 << 20, False),  # of a small one little is set aside
+        (64 << 20, (1 << 20) + 8192, True),
+        (0, 0, True),  # it does not say
+    ):
+        sizes = {"f_frsize": 4096, "f_blocks": total // 4096, "f_bavail": left // 4096}
+        found = SimpleNamespace(**{"f_bsize": room.f_bsize} | sizes)
+        with monkeypatch.context() as patch:
+            patch.setattr("leeward.object_store.file.os.statvfs", lambda _, found=found: found)
+            store.create(f"small/{total}-{left}", [b"x" * 4000, b"y" * 96])
+            if is_taken:
+                store.create(f"large/{total}-{left}", bytes(8192))
+                continue
+            with pytest.raises(Unavailable, match="full"):
+                store.create(f"large/{total}-{left}", bytes(8192))
+    assert len(store.list("small/")) == 5
+    assert len(store.list("large/")) == 3
+    assert list((tmp_path / "store" / TEMPORARY).iterdir()) == []
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO"])

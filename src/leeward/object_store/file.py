@@ -20,12 +20,18 @@ from pathlib import Path
 from urllib.parse import quote
 
 from leeward.core.errors import InvalidRequest, LeewardError, NotFound, ObjectExists, Unavailable
+from leeward.core.units import MIB
 from leeward.object_store.names import check_object_name, check_prefix, check_range
 from leeward.object_store.store import Buffer, pieces
 
 MARKER = "~leeward-store.json"
 TEMPORARY = "~new"
 _MARKER_BODY = {"format": "leeward-file-store", "version": 1}
+RESERVE_BYTES_MAX = 64 * MIB
+RESERVE_SHARE = 64
+"""So much of the file system, or this part of it if that is less, is set aside for objects of
+SMALL_BYTES at most: records by which space is freed, pins, markers."""
+SMALL_BYTES = 4096
 _LEFTOVER_SECONDS = 24 * 3600
 _PIECES_PER_WRITE = 512
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
@@ -72,7 +78,9 @@ class FileStore:
         path = self._path(name)
         with _translated(self._root, "write objects"):
             self._check_root()
-            temporary = self._write_temporary(pieces(data))
+            views = pieces(data)
+            self._check_room(sum(map(len, views)))
+            temporary = self._write_temporary(views)
             try:
                 self._make_parents_durable(os.path.dirname(path), name)
                 self._link(temporary, path, name)
@@ -134,6 +142,16 @@ class FileStore:
                 f"the object store at {self._root} is gone",
                 hint=f"{MARKER} is missing there; is the disk mounted?",
             )
+
+    def _check_room(self, wanted: int) -> None:
+        """Return if an object of so many bytes leaves the reserve alone, or may use it."""
+        if wanted <= SMALL_BYTES:
+            return
+        room = os.statvfs(self._root)
+        reserve = min(RESERVE_BYTES_MAX, room.f_blocks * room.f_frsize // RESERVE_SHARE)
+        is_known = bool(room.f_blocks)  # some file systems do not say how large they are
+        if is_known and room.f_bavail * room.f_frsize - wanted < reserve:
+            raise OSError(errno.ENOSPC, "nearly full")
 
     def _write_temporary(self, views: Sequence[memoryview]) -> str:
         directory = f"{self._root}/{TEMPORARY}"
