@@ -9,6 +9,7 @@ the plan out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from leeward.model.recovery import Consistency, RecoveryPoint, RetentionTier, SharedMark
 
@@ -54,27 +55,39 @@ def _drop_own(
     ordered: Sequence[RecoveryPoint], is_own: Sequence[bool], by_reach: Sequence[RetentionTier]
 ) -> Iterator[int]:
     """Yield the places of the points of one VM alone that are to be dropped."""
-    first: set[tuple[int, int, bool]] = set()
-    ages_ns = _ages_ns([point.time_ns for point in ordered], by_reach)
+    first: set[tuple[int, int, int, bool]] = set()
+    times_ns = [point.time_ns for point in ordered]
+    ages_ns = _ages_ns(times_ns, by_reach)
+    turns = {tier: _turns(times_ns, tier) for tier in by_reach if tier.every_seconds}
     for at, (point, age_ns) in enumerate(zip(ordered, ages_ns, strict=True)):
         tier = _tier_of(age_ns, by_reach)
         if not is_own[at]:
             continue
         is_application = point.consistency is Consistency.APPLICATION
         if tier is None or (
-            tier.every_seconds and (*_period(point, tier), is_application) in first
+            tier in turns and (*_period(point, tier, turns[tier][at]), is_application) in first
         ):
             yield at
         # in every tier that it has been in: who came after it there was, or should be, dropped
         for been in by_reach[: by_reach.index(tier) + 1] if tier else by_reach:
-            if been.every_seconds:
-                period = _period(point, been)
+            if been in turns:
+                period = _period(point, been, turns[been][at])
                 first |= {(*period, False), (*period, is_application)}
 
 
-def _period(point: RecoveryPoint, tier: RetentionTier) -> tuple[int, int]:
-    """Return the tier's reach and the number of the period that the point is in."""
-    return tier.for_seconds, point.time_ns // (tier.every_seconds * _SECOND_NS)
+def _period(point: RecoveryPoint, tier: RetentionTier, turn: int) -> tuple[int, int, int]:
+    """Return the tier's reach, the number of its period that the point is in, and the turn: periods
+    that a clock which was set back counts anew are others."""
+    return tier.for_seconds, point.time_ns // (tier.every_seconds * _SECOND_NS), turn
+
+
+def _turns(times_ns: Sequence[int], tier: RetentionTier) -> list[int]:
+    """Return for each point how often the source's clock has been set back before it, by a period
+    of the tier or more."""
+    turns = [0] if times_ns else []
+    for older, newer in pairwise(times_ns):
+        turns.append(turns[-1] + (older - newer >= tier.every_seconds * _SECOND_NS))
+    return turns
 
 
 def _drop_shared(marks: Sequence[SharedMark], by_reach: Sequence[RetentionTier]) -> Iterator[int]:

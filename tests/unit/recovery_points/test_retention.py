@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
+
 from leeward.model.recovery import (
     DEFAULT_TIERS,
     Consistency,
@@ -86,6 +88,21 @@ def test_newest_stays_without_tiers_and_everything_may_be_absent() -> None:
 def test_a_clock_that_steps_back_drops_nothing_young() -> None:
     points = [point(1, 1000), point(2, 5), point(3, 6)]
     assert plan_retention(points, DEFAULT_TIERS) == ()
+
+
+@pytest.mark.parametrize("step", [-30, -1800, -3600])
+def test_a_clock_that_was_set_back_makes_no_hole_where_it_comes_by_again(step: int) -> None:
+    """The minutes that it counts anew are others, each with a point of its own."""
+    made: dict[str, int] = {}
+    points: list[RecoveryPoint] = []
+    for now in range(0, 3 * 3600, 20):
+        points.append(point(now + 1, 1_700_000_000 + now + (step if now > 3600 else 0)))
+        made[points[-1].id] = now
+        if now % 60 == 0:
+            points = keep(points, DEFAULT_TIERS)
+    last = [made[each.id] for each in points if made[each.id] >= 3700]
+    assert last[0] < 3900
+    assert max(newer - older for older, newer in pairwise(last)) <= 120
 
 
 def test_a_clock_that_steps_forward_drops_nothing_young() -> None:
