@@ -45,9 +45,9 @@ from leeward.replica.manifest import (
     encode_manifest,
     manifest_sha256,
     parse_segment_sequence,
-    parse_sequence,
     refused_name,
     refused_prefix,
+    with_sequences,
 )
 from leeward.replica.sealing import keys_of
 from leeward.replica.segment import Compression, SegmentHeader, encode_segment
@@ -331,10 +331,12 @@ class Uploader:
         self._broken_after = None
 
     def _remove_after(self, sequence: int, prefix: str) -> None:
-        is_segment = prefix == cache_segments_prefix(self._item_id)
-        for name in self._store.list(prefix):
-            position = parse_segment_sequence(name) if is_segment else parse_sequence(name)
-            if position and position[0] == self._epoch and position[1] > sequence:
+        names = self._store.list(prefix)
+        found = {name: (epoch, number) for name, epoch, number in with_sequences(names)}
+        if prefix == cache_segments_prefix(self._item_id):
+            found = {name: at for name in names if (at := parse_segment_sequence(name))}
+        for name, (epoch, number) in found.items():
+            if epoch == self._epoch and number > sequence:
                 self._store.delete(name)
 
     def applied_sequence(self) -> int:
@@ -344,8 +346,7 @@ class Uploader:
     def _newest(self, prefix: str, *, none: int = 0) -> int:
         """Return the highest sequence of this epoch under `prefix`, or `none`. Raises: Fenced."""
         newest = none
-        for name in self._store.list(prefix):
-            epoch, sequence = parse_sequence(name)
+        for _, epoch, sequence in with_sequences(self._store.list(prefix)):
             if epoch > self._epoch:
                 raise Fenced(
                     f"item {self._item_id} is replicated at epoch {epoch}, newer than {self._epoch}"

@@ -35,9 +35,9 @@ from leeward.replica.manifest import (
     encode_refused,
     manifest_sha256,
     parse_segment_sequence,
-    parse_sequence,
     refused_name,
     refused_prefix,
+    with_sequences,
 )
 from leeward.replica.sealing import keys_of
 from leeward.replica.segment import DecodedSegment, SegmentHeader, decode_segment
@@ -105,7 +105,7 @@ class Cache:
         nothing later than `after` is there. Raises: as `next_cut`, also for a gap without one."""
         later = [
             sequence
-            for epoch, sequence in map(parse_sequence, self._store.list(cuts_prefix(self._item_id)))
+            for _, epoch, sequence in with_sequences(self._store.list(cuts_prefix(self._item_id)))
             if epoch == self._epoch and sequence > after.sequence
         ]
         return self._read_cut(min(later), after, disks) if later else None
@@ -224,20 +224,19 @@ class Cache:
             if position and self._is_covered(*position, applied):
                 self._store.delete(name)
         self.mark_applied(applied)
-        for name in self._store.list(cuts_prefix(self._item_id)):
-            if self._is_covered(*parse_sequence(name), applied):
+        for name, epoch, sequence in with_sequences(self._store.list(cuts_prefix(self._item_id))):
+            if self._is_covered(epoch, sequence, applied):
                 self._store.delete(name)
-        for name in self._store.list(refused_prefix(self._item_id)):
-            epoch, sequence = parse_sequence(name)
+        refusals = self._store.list(refused_prefix(self._item_id))
+        for name, epoch, sequence in with_sequences(refusals):
             if (epoch, sequence) < (self._epoch, applied.sequence):  # something has followed it
                 self._store.delete(name)
-        markers = self._store.list(applied_prefix(self._item_id))
-        current = [name for name in markers if parse_sequence(name)[0] == self._epoch]
-        kept = current[-MARKERS_KEPT:]
-        for name in markers:
-            if name not in kept and parse_sequence(name)[0] <= self._epoch:
+        markers = list(with_sequences(self._store.list(applied_prefix(self._item_id))))
+        kept = [number for _, epoch, number in markers if epoch == self._epoch][-MARKERS_KEPT:]
+        for name, epoch, number in markers:
+            if epoch < self._epoch or (epoch == self._epoch and number not in kept):
                 self._store.delete(name)
-        return [parse_sequence(name)[1] for name in kept]
+        return kept
 
     def _is_covered(self, epoch: int, sequence: int, applied: ChainHead) -> bool:
         return epoch < self._epoch or (epoch == self._epoch and sequence <= applied.sequence)

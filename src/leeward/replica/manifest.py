@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from leeward.core.errors import InvalidRequest, SegmentCorrupt
@@ -154,6 +156,15 @@ def parse_sequence(name: str) -> tuple[int, int]:
     if not match:
         raise InvalidRequest(f"{name} does not name a cut", field="name")
     return int(match[1]), int(match[2])
+
+
+def with_sequences(names: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, epoch, sequence) of those names of cuts, applied markers or refusals that are
+    one: what else lies there (a copying program's temporary file, a file that NFS has renamed) is
+    none of ours."""
+    for name in names:
+        with suppress(InvalidRequest):
+            yield (name, *parse_sequence(name))
 
 
 def encode_manifest(manifest: CutManifest, key: Key | None = None) -> bytes:

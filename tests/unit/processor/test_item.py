@@ -13,7 +13,7 @@ import pytest
 from tests.simulation.world import EPOCH, ITEM, URLS, Source, World, drain
 
 from leeward.core.clock import SystemClock
-from leeward.core.errors import DataIntegrity, Fenced, NotFound, Unavailable
+from leeward.core.errors import ChainBroken, DataIntegrity, Fenced, NotFound, Unavailable
 from leeward.model.recovery import Consistency, SharedMark
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import Buffer
@@ -150,6 +150,35 @@ def test_segments_of_an_uploader_that_died_are_removed(world: World, source: Sou
     with world.processor() as processor:
         drain(processor)
     assert world.cache.list(cache_segments_prefix(ITEM)) == [early]
+
+
+@pytest.mark.parametrize("folder", ["cuts", "applied", "refused"])
+def test_what_is_none_of_ours_in_a_cache_stops_nobody(
+    world: World, source: Source, folder: str
+) -> None:
+    """A file that NFS has renamed, or a copying program's."""
+    strange = f"items/{ITEM}/{folder}/.nfs00000000012c0b4d00000001"
+    world.cache.create(strange, b"?")
+    with world.uploader() as uploader, world.processor() as processor:
+        uploader.upload(source.next_cut())
+        drain(processor)
+        assert uploader.applied_sequence() == 1
+        world.cache.delete(cut_name(ITEM, EPOCH, uploader.upload(source.next_cut()).sequence))
+        uploader.upload(source.next_cut())
+        processor._arrivals.look_at_once()
+        for _ in range(2):
+            with pytest.raises(ChainBroken):
+                processor.step()
+        with pytest.raises(ChainBroken):
+            uploader.check_refused(uploader.applied_sequence())
+        uploader.restart()
+        uploader.upload(source.whole_cut())
+        drain(processor)
+        processor._arrivals.look_at_once()
+        drain(processor)
+    assert world.contents(world.points()[-1]) == source.contents[world.points()[-1].time_ns]
+    assert len(world.points()) == 2
+    assert strange in world.cache.list("")
 
 
 def test_an_uploader_finds_its_place_in_a_cache_that_was_emptied(
