@@ -13,6 +13,7 @@ from tests.integration.replication_rig import Rig, replication_rig
 from tests.integration.storage_daemon import LoggedWriters, wait_until
 
 from leeward.core.units import MIB
+from leeward.mobility import generations
 from leeward.model.recovery import Consistency, ReplicationState
 
 pytestmark = pytest.mark.integration
@@ -67,16 +68,31 @@ def test_after_a_kill_everything_is_swept_also_when_bitmaps_had_been_stored(rig:
     assert_equal(rig)
 
 
-def test_bitmaps_of_disks_put_back_to_an_earlier_time_are_not_believed(rig: Rig) -> None:
+@pytest.mark.parametrize("generations_max", [generations.GENERATIONS_MAX, 1])
+def test_bitmaps_of_disks_put_back_to_an_earlier_time_are_not_believed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, generations_max: int
+) -> None:
+    """Also where no generation is added any more, since the target has applied nothing for long."""
+    monkeypatch.setattr(generations, "GENERATIONS_MAX", generations_max)
     rig.daemon.quit()
     rig.wait_state(ReplicationState.STOPPED)
     for disk in rig.daemon.disks:
         shutil.copy(rig.daemon.image(disk), rig.daemon.image(disk).with_suffix(".old"))
     restarted(rig)
+    rig.daemon.fill("sys", 2 * MIB, 2 * MIB, seed=77)
     rig.wait_point()
     rig.daemon.quit()
     rig.wait_state(ReplicationState.STOPPED)
     for disk in rig.daemon.disks:
         shutil.move(rig.daemon.image(disk).with_suffix(".old"), rig.daemon.image(disk))
+    assert restarted(rig) > 16 * MIB
+    assert_equal(rig)
+
+
+def test_a_qemu_that_can_be_given_no_generation_is_swept_whole(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generations, "OF_STARTS_MAX", 1)
+    rig.daemon.quit()
     assert restarted(rig) > 16 * MIB
     assert_equal(rig)

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 
 GENERATIONS_MAX = 6
 """Beyond that no generation is added: each costs QEMU memory and time in every write."""
+OF_STARTS_MAX = 4 * GENERATIONS_MAX
+"""Beyond that not even the one by which a QEMU's disks are told from those of the QEMU before."""
 
 
 class GenerationLedger:
@@ -36,6 +38,11 @@ class GenerationLedger:
     @property
     def may_grow(self) -> bool:
         return len(self._live) < GENERATIONS_MAX
+
+    @property
+    def may_note_start(self) -> bool:
+        """As `may_grow`, for a QEMU that has just been met."""
+        return len(self._live) < OF_STARTS_MAX
 
     def added(self, number: int) -> None:
         """Note that the generation records on all disks from now on."""

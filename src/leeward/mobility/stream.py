@@ -223,13 +223,18 @@ class Stream:
         capture = Capture(session, disks, self._spec.epoch, self._write_failed, added=added)
         try:
             taps = self._taps_for(capture.sizes)
+            is_met_first = not capture.look().is_attached
             baseline = self._plan(capture, taps)
+            if is_met_first and not capture.ledger.may_note_start:
+                baseline = Baseline.FULL
             self._log.info("replication_established", baseline=baseline.value, added=added)
             if baseline is not Baseline.KEEP:
                 self._write_down_sweep(baseline, added)
                 capture.forget_sweep_bitmap()
             if not capture.ledger.live or baseline is Baseline.FULL:
                 capture.start_over()
+            elif is_met_first:  # disks put back to the time before this QEMU will lack it
+                capture.rotate()
             capture.take_in(added)
             self._note_generation(capture)
             taps.ensure()
