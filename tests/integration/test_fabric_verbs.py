@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -24,6 +25,7 @@ from leeward.core.errors import (
 )
 from leeward.fabric import accelerator, disks, namespaces, processes
 from leeward.fabric.networks import bridge_of, namespace_of
+from leeward.fabric.records import Phase, Records, VmRecord
 from leeward.model.resources import PowerState
 from leeward.protocol.fabric import DiskSpec
 from leeward.qemu.machine import Accelerator
@@ -307,6 +309,30 @@ def test_a_host_that_comes_back_deletes_no_overlay_but_its_own(
         assert list(Path(disk.directory).iterdir()) == [runs]
         second.delete_vm("rec")
     assert host.traces() == []
+
+
+def test_a_vm_whose_start_cannot_be_noted_does_not_run(
+    host: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next agent would end it as half-started, however long it has run by then."""
+    driver = host.driver()
+    driver.create_vm(host.empty_vm("vm"), paused=True)
+    driver.stop_vm("vm", force=True)
+    put = Records.put
+
+    def full(records: Records[object], record_id: str, record: object) -> None:
+        if isinstance(record, VmRecord) and record.phase is Phase.READY:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(records, record_id, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "put", full)
+        with pytest.raises(OSError, match="No space"):
+            driver.start_vm("vm", paused=True)
+    assert driver.vm_status("vm").power is PowerState.STOPPED
+    assert driver.start_vm("vm", paused=True).power is PowerState.PAUSED
+    assert host.driver().remove_leftovers() == ()
+    assert driver.vm_status("vm").power is PowerState.PAUSED
 
 
 def test_a_disk_that_is_kept_takes_no_other_ones_place(host: Rig) -> None:

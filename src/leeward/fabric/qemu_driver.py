@@ -189,13 +189,13 @@ class QemuDriver:
             forwards = self._networks.way.forward(files.home, spec, process, wanted)
             if not paused:
                 self._processes.resume(files)
-        except BaseException:
+            settled = replace(
+                record, phase=Phase.READY, accelerator=accelerator.value, forwards=forwards
+            )
+            self._vms.put(spec.vm_id, settled)
+        except BaseException:  # one that is noted as half-started would be ended whenever we start
             self._processes.end(files, force=True)
             raise
-        settled = replace(
-            record, phase=Phase.READY, accelerator=accelerator.value, forwards=forwards
-        )
-        self._vms.put(spec.vm_id, settled)
         _log.info("vm_started", vm=spec.vm_id, pid=process.pid, accelerator=accelerator.value)
         return self.vm_status(spec.vm_id)
 
