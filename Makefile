@@ -10,7 +10,8 @@ help:
 	@echo "make faults               the long fault scenarios: every fault by itself, buffers filled to the brim;"
 	@echo "                          then the property tests with examples drawn anew"
 	@echo "make scenario NAME=name   a whole scenario on real VMs: workload, nemesis and checker apart"
-	@echo "                          (postgres builds a Debian guest once; it takes minutes)"
+	@echo "                          (postgres builds a Debian guest once; it takes minutes);"
+	@echo "                          consistency-group MUTANT=no-barrier plants a defect, to be noticed"
 	@echo "make campaign SEEDS=n      the data path at length, with faults, in simulation and for real; MUTANT=all plants defects"
 	@echo "make bench [BENCH=name]   measure: tap, guest-impact, rpo, initial-sync, scale, wire, …"
 	@echo "make clean                remove the virtual environment and caches"
@@ -35,7 +36,7 @@ faults: setup
 
 scenario:
 	@scripts/setup $(if $(filter postgres,$(NAME)),mmdebstrap)
-	@$(PYTHON) -m scenario $(NAME)
+	@$(PYTHON) -m scenario "$(NAME)" "$(MUTANT)"
 
 campaign: setup
 	@$(PYTHON) -m tests.simulation.command "$(SEEDS)" "$(MUTANT)"

@@ -1,7 +1,9 @@
-"""Dispatch: `python -m scenario NAME` runs scenario/NAME.py, "-" written "_".
+"""Dispatch: `python -m scenario NAME [MUTANT]` runs scenario/NAME.py, "-" written "_".
 
 Owns: nothing but the way to a scenario's `run`. A scenario is a module with a `run` that returns a
-Result. Exit code 0 only if nothing was violated and nothing is left.
+Result; one that can plant defects has MUTANTS, their names, and `hunt`, which takes a name: what
+must hold then is that its checks notice the defect. Exit code 0 only if nothing was violated and
+nothing is left.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from scenario.common import Result, print_result, seconds_since
 
 _NOT_SCENARIOS = {
     *("__init__", "__main__", "capture", "checker", "common", "leaks"),
-    *("postgres_client", "postgres_load", "rig", "stage"),
+    *("mutants", "postgres_client", "postgres_load", "rig", "stage"),
 }
 
 
@@ -31,14 +33,20 @@ def _names() -> list[str]:
 
 def main() -> int:
     """Run the named scenario. Returns: the exit code."""
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or name not in _names():
-        print(f"usage: make scenario NAME=…, one of: {', '.join(_names())}", file=sys.stderr)
+    name, mutant, *more = [*sys.argv[1:], "", ""]
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or name not in _names() or any(more):
+        names = ", ".join(_names())
+        print(f"usage: make scenario NAME=… [MUTANT=…], one of: {names}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"scenario.{name.replace('-', '_')}")
+    mutants = tuple(getattr(module, "MUTANTS", ()))
+    if mutant and mutant not in mutants:
+        known = f"is none of: {', '.join(mutants)}" if mutants else f"is none that {name} knows"
+        print(f"MUTANT: {mutant!r} {known}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends it wants it cleaned up
-    module = importlib.import_module(f"scenario.{name.replace('-', '_')}")
     began = time.monotonic()
-    result: Result = module.run()
+    result: Result = module.hunt(mutant) if mutant else module.run()
     print_result(name, replace(result, wall_s=seconds_since(began)))
     return 0 if result.holds else 1
 

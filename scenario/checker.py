@@ -21,12 +21,13 @@ RECORD_BYTES = 64
 @dataclass(frozen=True, slots=True)
 class Image:
     """What a recovery point holds. times_ms: of the system disk's records, the guest's clock;
-    boots: the id of the boot that wrote each."""
+    boots: the id of the boot that wrote each. count: how far a pair's guest has counted."""
 
     system: int
     data: int
     times_ms: list[int]
     boots: list[str]
+    count: int = 0
 
     def max_stall_s(self, *, since_ms: int) -> float:
         """Return the longest pause between two records of one boot written after `since_ms`."""
@@ -53,7 +54,7 @@ def read_image(store_urls: list[str], item_id: str, point_id: str, scratch: Path
     data, _, _ = _records(files["data"], point_id)
     assert data <= system, f"{point_id}: data disk {data} ahead of system disk {system}"
     assert system - data <= 1, f"{point_id}: record {system} waits for none before it, {data}"
-    return Image(system, data, times_ms, boots)
+    return Image(system, data, times_ms, boots, int(_content(files["data"], "/count") or b"0"))
 
 
 def _cut(image: Path, offset: int, to: Path) -> None:
@@ -66,15 +67,19 @@ def _records(file_system: Path, point_id: str) -> tuple[int, list[int], list[str
     _e2fsck("-E", "journal_only", "-p", str(file_system))
     code, said = _e2fsck("-f", "-n", str(file_system))
     assert code == 0, f"{point_id}: {file_system.name} is not clean: {said}"
-    content = subprocess.run(
-        ["debugfs", "-R", "cat /records", str(file_system)], check=True, capture_output=True
-    ).stdout
+    content = _content(file_system, "/records")
     assert len(content) % RECORD_BYTES == 0, f"{point_id}: a torn record in {file_system.name}"
     lines = content.decode("ascii").splitlines()
     for index, line in enumerate(lines):
         assert line[:10] == f"{index + 1:010d}", f"{point_id}: {file_system.name} has a gap: {line}"
     fields = [line.split() for line in lines]
     return len(lines), [int(each[1]) for each in fields], [each[2] for each in fields]
+
+
+def _content(file_system: Path, name: str) -> bytes:
+    """Return what the file holds, nothing if it is not there."""
+    command = ["debugfs", "-R", f"cat {name}", str(file_system)]
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def _e2fsck(*arguments: str) -> tuple[int, str]:

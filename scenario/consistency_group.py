@@ -1,9 +1,9 @@
-"""A consistency group of two VMs on two hosts, each of whose records follows the other's.
+"""A consistency group of two VMs on two hosts that count in turn, dozens a second.
 
-db-1 tells web-1 of every record that is durable on both its disks, and only then web-1 writes its
-own record of that number; told of that, db-1 writes the next. Hosts are late (their taps, then
-their agents stopped for a moment), agents and service are killed; then the region is lost and both
-VMs fail over together.
+db-1 tells web-1 of every number that is durable on its disk, and only then web-1 writes it; told of
+that, db-1 writes the next. Hosts are late (their taps, then their agents stopped for a moment),
+agents and service are killed; then the region is lost and both VMs fail over together. With a
+defect planted (MUTANT=…) the same check must find shared points that are no moment of both.
 
 Owns: the pair's workload, the nemesis, what must be true of every shared point. Must not know: how
 VMs hold together. Points are judged by their disk images, with nothing of Leeward running for them.
@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from demo.fire import burn
@@ -29,17 +30,16 @@ from leeward.model.groups import SharedPoint
 from leeward.model.recovery import ItemState
 from scenario.checker import read_image
 from scenario.common import Findings, Result
+from scenario.mutants import MUTANTS, prepare, times_acted
 from scenario.rig import Part, Rig, Witness, create_machine, create_place
 from scenario.stage import play
 
 LEADER, FOLLOWER = "db-1", "web-1"
 PAIR = {FOLLOWER: ("east-2", "10.10.1.20"), LEADER: ("east-1", "10.10.1.10")}
-CLOSE_RECORDS = 30
-"""They are in step: so much may be written between the questions to one and to the other."""
+COUNTED = 20
+"""So far both have counted when the story begins."""
 POINTS = 6
 """Shared points waited for in quiet, and after every disturbance."""
-STEP_SECONDS = 3.0
-"""From being close to being in step."""
 LATE_SECONDS = 20.0
 LATE_JUDGED_MAX = 6
 JUDGED_MAX = 4
@@ -47,6 +47,8 @@ STALL_SECONDS_MAX = 10.0
 """A hang guard; what a guest has seen is in the figures."""
 POINTS_SECONDS = 180.0
 SEED = 7
+PLANTED = "planted"
+"""Where in the rig's directory a defect is that was planted, with the marks that it leaves."""
 
 
 def run() -> Result:
@@ -54,9 +56,37 @@ def run() -> Result:
     return play(_story, up=lambda rig: rig.up(free_port(), hosts=2))
 
 
+def hunt(name: str) -> Result:
+    """Return whether the shared points show that a defect of that name is planted."""
+
+    def up(rig: Rig) -> None:
+        environment = prepare(name, rig.directory / PLANTED, late_host=PAIR[FOLLOWER][0])
+        rig.up(free_port(), hosts=2, environment=environment)
+
+    return play(partial(_hunt, name), up=up)
+
+
+def _hunt(name: str, rig: Rig, findings: Findings) -> None:
+    with findings.part(f"two VMs that count in turn, {name} planted"):
+        _set_up(rig, findings)
+        since_ns = time.time_ns()
+    if findings.violations:
+        return
+    with findings.part("the defect acts, and points come that are said to be shared"):
+        _wait_points(rig, findings, since_ns)
+        _check_planted(rig, findings, name)
+    with findings.part(f"the points are judged: {name} is to be caught"):
+        said = Findings()
+        _judge(rig, findings, _draw(_points(rig, since_ns), JUDGED_MAX), said)
+        caught = said.violations[0] if said.violations else ""
+        findings.figures["mutants_caught"] = bool(caught)
+        findings.check(f"{name}: {'caught: ' + caught if caught else 'NOT CAUGHT'}", bool(caught))
+
+
 def _story(rig: Rig, findings: Findings) -> None:
     with findings.part("two VMs on two hosts of east, one group, one follows the other"):
-        witnesses = _set_up(rig, findings)
+        addresses = _set_up(rig, findings)
+        witnesses = {name: Witness(address) for name, address in addresses.items()}
         since_ns = time.time_ns()
     if findings.violations:
         return
@@ -81,7 +111,7 @@ def _story(rig: Rig, findings: Findings) -> None:
         late = [point for point in points if late_ns < point.time_ns < late_until_ns]
         others = [point for point in points if point not in late]
         findings.figures["shared_points"] = len(points)
-        _judge(rig, findings, _draw(late, LATE_JUDGED_MAX) + _draw(others, JUDGED_MAX))
+        _judge(rig, findings, _draw(late, LATE_JUDGED_MAX) + _draw(others, JUDGED_MAX), findings)
         _check_guests(findings, witnesses)
     with findings.part("east is lost, both fail over to one moment"):
         _lose_and_move(rig, findings, witnesses)
@@ -90,11 +120,11 @@ def _story(rig: Rig, findings: Findings) -> None:
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _set_up(rig: Rig, findings: Findings) -> dict[str, Witness]:
-    """Both run and are protected; the follower writes nothing that the leader has not; they share
-    a point every second. Returns: a witness of each."""
+def _set_up(rig: Rig, findings: Findings) -> dict[str, str]:
+    """Both run, are protected and count in turn; they share a point every second. Returns: where
+    each answers."""
     create_place(rig)
-    for name, (host, address) in PAIR.items():  # the follower first: it is ahead, and will wait
+    for name, (host, address) in PAIR.items():
         nic = f"front=corp/front,address={address}"
         create_machine(rig, name, nic, "--host", host)
     hosts = {name: rig.machine("east", name).host for name in PAIR}
@@ -104,19 +134,10 @@ def _set_up(rig: Rig, findings: Findings) -> dict[str, Witness]:
     rig.run("protect", *(f"east/{name}" for name in PAIR), "--to", "west", seconds=300)
     items = [word for name in PAIR for word in ("--item", name)]
     rig.run("consistency-group", "create", "shop", *items)
-    leader = PAIR[LEADER][1]
-    begun = max(_count(address, "data") for address in addresses.values())
     _order(rig, addresses[LEADER], "/lead")
-    _order(rig, addresses[FOLLOWER], f"/follow?leader={leader}")
-
-    def follows() -> bool:
-        follower = _count(addresses[FOLLOWER], "data")
-        leader = _count(addresses[LEADER], "data")
-        return begun < follower and abs(leader - follower) <= CLOSE_RECORDS
-
-    rig.wait("both are in step", follows, 180)
-    time.sleep(STEP_SECONDS)
-    return {name: Witness(address) for name, address in addresses.items()}
+    _order(rig, addresses[FOLLOWER], f"/follow?leader={PAIR[LEADER][1]}")
+    rig.wait("both to count", lambda: _count(addresses[FOLLOWER]) >= COUNTED, 180)
+    return addresses
 
 
 def _disturb(rig: Rig, victims: Callable[[], list[int]], least: float, most: float) -> None:
@@ -135,31 +156,37 @@ def _note_attempts(rig: Rig, findings: Findings) -> None:
         findings.figures[name] = standing[name]
 
 
-def _judge(rig: Rig, findings: Findings, points: list[SharedPoint]) -> None:
-    """The images of a shared point have neither ahead of what the other had told it of."""
+def _judge(rig: Rig, findings: Findings, points: list[SharedPoint], said: Findings) -> None:
+    """The images of a shared point have neither ahead of what the other had told it of: `said` has
+    the verdicts. That there was something to judge, and the figures, are in `findings`."""
     scratch = rig.directory / "scratch"
     scratch.mkdir()
-    for point in sorted(points, key=lambda each: each.time_ns):
+    counted, points = [], sorted(points, key=lambda each: each.time_ns)
+    for point in points:
         counts = {name: _image(rig, name, point, scratch) for name in PAIR}
-        _check_order(findings, point.id, counts[LEADER], counts[FOLLOWER])
+        _check_order(said, point.id, counts[LEADER], counts[FOLLOWER])
+        counted.append(counts[FOLLOWER])
+    gone, seconds = counted[-1] - counted[0], (points[-1].time_ns - points[0].time_ns) / 1e9
+    findings.check("they counted from the first to the last", gone > 0)
     findings.figures["judged"] = len(points)
+    findings.figures["counts_per_second"] = gone / max(seconds, 1e-9)
 
 
-def _check_order(
-    findings: Findings, what: str, leader: tuple[int, int], follower: tuple[int, int]
-) -> None:
-    """leader, follower: how many records are on the system disk and on the data disk, which comes
-    second and of which the other is told."""
-    findings.check(
-        f"{what}: the follower is not ahead",
-        follower[0] <= leader[1],
-        f"{follower[0]} of {leader[1]}",
-    )
-    findings.check(
-        f"{what}: nor the leader by more than one",
-        leader[0] <= follower[1] + 1,
-        f"{leader[0]} after {follower[1]}",
-    )
+def _check_order(findings: Findings, what: str, leader: int, follower: int) -> None:
+    """leader, follower: how far each has counted on its disk."""
+    said = f"leader {leader}, follower {follower}"
+    findings.check(f"{what}: the follower is not ahead", follower <= leader, said)
+    findings.check(f"{what}: nor the leader by more than one", leader <= follower + 1, said)
+
+
+def _check_planted(rig: Rig, findings: Findings, name: str) -> None:
+    """The defect was at work on both hosts, and the follower's was late."""
+    marks, part = rig.directory / PLANTED, MUTANTS[name].part
+    times = {pid: times_acted(marks, pid, part=part) for pid in rig.pids(part, "east")}
+    holds = all(each > 0 for each in times.values()) and len(times) == len(PAIR)
+    findings.check(f"it has acted in each {part.name.lower()} of east", holds, f"{times}")
+    late = max(times_acted(marks, pid) for pid in rig.pids(Part.AGENT, "east"))
+    findings.check("the follower's host was late to hold", late > 0, f"{late} times")
 
 
 def _draw(points: list[SharedPoint], count: int) -> list[SharedPoint]:
@@ -192,8 +219,7 @@ def _lose_and_move(rig: Rig, findings: Findings, witnesses: dict[str, Witness]) 
         address = rig.wait_guest("west", name=name)
         report = ask(address, "/check", timeout_seconds=60) or {}
         findings.check(f"{name}: whole and gapless", bool(report.get("ok")), f"{report}")
-        last = [report.get(f"last_{disk}_at_boot", 0) for disk in ("system", "data")]
-        counts[name] = (int(str(last[0])), int(str(last[1])))
+        counts[name] = _count(address)  # it has been told nothing since
     _check_order(findings, "booted", counts[LEADER], counts[FOLLOWER])
 
 
@@ -225,11 +251,10 @@ def _standing(rig: Rig) -> dict[str, int]:
     return dict(json.loads(shown))
 
 
-def _image(rig: Rig, name: str, point: SharedPoint, scratch: Path) -> tuple[int, int]:
-    """Return how many records the item's part of the point has on its two disks."""
+def _image(rig: Rig, name: str, point: SharedPoint, scratch: Path) -> int:
+    """Return how far the item has counted in its part of the point."""
     item = rig.item(name)
-    image = read_image(rig.store_urls(name), item.id, point.points[item.id], scratch)
-    return image.system, image.data
+    return read_image(rig.store_urls(name), item.id, point.points[item.id], scratch).count
 
 
 def _order(rig: Rig, address: str, path: str) -> None:
@@ -237,9 +262,9 @@ def _order(rig: Rig, address: str, path: str) -> None:
     rig.wait(path, lambda: ask(address, path, timeout_seconds=10))
 
 
-def _count(address: str, disk: str) -> int:
+def _count(address: str) -> int:
     answer = ask(address, "/counter") or {}
-    return int(str(answer.get(disk, 0)))
+    return int(str(answer.get("count", 0)))
 
 
 def _tap_of(rig: Rig, name: str) -> list[int]:

@@ -77,10 +77,12 @@ class Rig:
 
     # -- life --------------------------------------------------------------------------------------
 
-    def up(self, port: int, *, hosts: int = 1) -> None:
-        """Both regions and the service run, so many hosts in each."""
-        regions = ("--regions", "east,west", "--hosts", str(hosts))
-        self.run("up", "--detach", *regions, "--port", str(port))
+    def up(
+        self, port: int, *, hosts: int = 1, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Both regions and the service run, so many hosts in each. environment: more for them."""
+        words = ("--regions", "east,west", "--hosts", str(hosts), "--port", str(port))
+        self.run("up", "--detach", *words, environment=environment)
 
     def down(self) -> None:
         """Nothing of it runs and nothing of it is left but the directory."""
@@ -116,9 +118,11 @@ class Rig:
         )
         return Ended(done.returncode, done.stdout, done.stderr.strip())
 
-    def run(self, *arguments: str, seconds: float = 120) -> str:
+    def run(
+        self, *arguments: str, seconds: float = 120, environment: Mapping[str, str] | None = None
+    ) -> str:
         """Return what `leeward ARGUMENTS` printed, having succeeded."""
-        ended = self.try_run(*arguments, seconds=seconds)
+        ended = self.try_run(*arguments, seconds=seconds, environment=environment)
         assert ended.code == 0, f"leeward {' '.join(arguments)}: {ended.said}"
         return ended.out
 
