@@ -129,8 +129,8 @@ class JobStore:
         return next(iter(self._open(jobs.c.verb == verb, jobs.c.target == target)), None)
 
     def open_of_item(self, item_id: str) -> list[Job]:
-        """Return the jobs about the item that have not ended, newest first. (Their targets name
-        it, but another vault may have one of that name.)"""
+        """Return the jobs about the item that have not ended, newest first: their arguments have
+        its id as `item_id`. (Their targets name it, but another vault may have that name.)"""
         return self._open(jobs.c.arguments["item_id"].as_string() == item_id)
 
     def _open(self, *conditions: sa.ColumnElement[bool]) -> list[Job]:

@@ -38,6 +38,7 @@ _SLACK_SECONDS = 30.0
 class PlannedArguments:
     """The item is failing over, still under the epoch it replicates under."""
 
+    item_id: str
     failover: FailoverArguments
     power_off_seconds: float
 
@@ -78,7 +79,9 @@ class PlannedVerbs:
                     f"the worker of {name} does not answer",
                     hint="start it again: what the source wrote last could not be taken in",
                 )
-            return PlannedArguments(failover=reserved, power_off_seconds=power_off_seconds)
+            return PlannedArguments(
+                item_id=reserved.item_id, failover=reserved, power_off_seconds=power_off_seconds
+            )
 
         return self._jobs().submit("item.planned-failover", item_target(name), prepare, key)
 

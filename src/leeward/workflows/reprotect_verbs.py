@@ -49,6 +49,7 @@ class ReprotectArguments:
     """The item is turned round already. before: as it was. origin, origin_creator: the VM resource
     it came from, no resource of its own any more."""
 
+    item_id: str
     before: ItemRecord
     origin: VirtualMachine
     origin_creator: str
@@ -99,6 +100,7 @@ class ReprotectVerbs:
             self._check_nodes(records, plan)
             self._reserve(records, before, origin.value, plan)
             return ReprotectArguments(
+                item_id=before.item.id,
                 before=before,
                 origin=origin.value,
                 origin_creator=origin.created_by,

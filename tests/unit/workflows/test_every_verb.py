@@ -350,6 +350,16 @@ def test_killed_at_every_step_it_ends_as_if_nothing_had_been(tmp_path: Path, ver
             assert state_of(made) == expected
 
 
+@pytest.mark.parametrize("verb", [verb for verb in SUBMIT if verb.startswith("item.")])
+def test_a_job_about_an_item_is_found_by_it(tmp_path: Path, verb: str) -> None:
+    with site(tmp_path) as made:
+        job = SUBMIT[verb](made)
+        with made.vault.read() as records:
+            (record,) = records.items.listed()
+            found = records.jobs.open_of_item(record.item.id)
+        assert job.id in [each.id for each in found]
+
+
 @pytest.mark.parametrize("verb", sorted(CANCELLABLE))
 def test_cancelled_at_every_step_it_is_undone_or_goes_through(tmp_path: Path, verb: str) -> None:
     submit = SUBMIT[verb]

@@ -113,6 +113,20 @@ def test_begun_where_it_does_and_once(
         check_refused(made, tmp_path, verb, by="web-1")
 
 
+@pytest.mark.parametrize(
+    ("under_way", "way"),
+    [("failover", be_protected), ("planned failover", be_protected), ("reprotect", at_last)],
+)
+@pytest.mark.parametrize("verb", ["failover", "planned failover", "unprotect"])
+def test_nothing_moves_an_item_beside_the_job_that_does(
+    tmp_path: Path, under_way: str, way: Callable[[Site], None], verb: str
+) -> None:
+    with site(tmp_path) as made:
+        way(made)
+        VERBS[under_way](made)
+        check_refused(made, tmp_path, verb, by="web-1")
+
+
 def test_a_region_whose_hosts_are_too_small_for_the_vm(tmp_path: Path) -> None:
     with site(tmp_path) as made:
         small = NodeStatus(storage_root="/somewhere", memory_total_mib=16)
