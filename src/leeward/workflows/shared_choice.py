@@ -14,14 +14,16 @@ from leeward.failover.shared import LATEST_SHARED, choose_shared
 from leeward.model.groups import ConsistencyGroup, SharedPoint
 from leeward.model.recovery import ItemState
 from leeward.vault.items import ItemRecord
+from leeward.vault.jobs import JobRecord
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.conductor import Conductor
 from leeward.workflows.consistency import members_of, shared_points
-from leeward.workflows.failover_verbs import FailoverArguments
+from leeward.workflows.failover_verbs import ChangeArguments, FailoverArguments
 from leeward.workflows.monitor import item_key
 
 _LOOK_SECONDS = 0.2
+_MOVES = ("item.failover", "item.planned-failover", "item.change-recovery-point")
 
 
 class SharedChoice:
@@ -69,12 +71,21 @@ class SharedChoice:
 
 
 def _under_way(records: Records, members: Sequence[ItemRecord]) -> dict[str, str]:
-    """Return the points that members fail over to by jobs under way, by the item's id."""
+    """Return the points that members are on their way to by jobs under way, by the item's id; "":
+    one that is not listed yet."""
     found = {}
     for record in members:
         if record.item.state is ItemState.FAILING_OVER:
             for job in records.jobs.open_of_item(record.item.id):
-                if job.verb == "item.failover":
-                    arguments = from_plain(records.jobs.record(job.id).arguments, FailoverArguments)
-                    found[record.item.id] = arguments.plan.point_id
+                if job.verb in _MOVES:
+                    found[record.item.id] = _point_of(job.verb, records.jobs.record(job.id))
     return found
+
+
+def _point_of(verb: str, job: JobRecord) -> str:
+    match verb:
+        case "item.failover":
+            return from_plain(job.arguments, FailoverArguments).plan.point_id
+        case "item.change-recovery-point":
+            return from_plain(job.arguments, ChangeArguments).point.id
+    return ""

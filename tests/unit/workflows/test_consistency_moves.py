@@ -158,8 +158,20 @@ def test_one_move_of_a_group_at_a_time(shop: Shop) -> None:
             ask()
 
 
-def test_a_group_does_not_follow_one_that_goes_elsewhere(shop: Shop) -> None:
-    shop.service.failovers.failover("main", "db-1", "latest")
+def _latest(shop: Shop) -> Job:
+    return shop.service.failovers.failover("main", "db-1", "latest")
+
+
+def _planned(shop: Shop) -> Job:
+    planned = shop.service.planned
+    return planned.failover("main", "db-1", "latest", power_off_seconds=1)
+
+
+@pytest.mark.parametrize("move", [_latest, _planned])
+def test_a_group_does_not_follow_one_that_goes_elsewhere(
+    shop: Shop, move: Callable[[Shop], Job]
+) -> None:
+    move(shop)
     with pytest.raises(Conflict, match="db-1 of shop begins from a point that the others"):
         shop.fail_over()
     assert shop.item("web-1").state is ItemState.PROTECTED
