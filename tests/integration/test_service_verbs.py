@@ -48,7 +48,8 @@ def test_protect_fail_over_change_commit_disable(site: World) -> None:
     assert item["target_resource_group"] == "web-rg-asr"
     assert item["target_network"] == {"corp": "corp-asr"}
     assert item["health"]["replication"]["state"] == "streaming"
-    assert item["health"]["rpo_seconds"] < 10
+    assert item["health"]["rpo_seconds"] < 120
+    assert (item["target"]["region"], item["target"]["name"]) == (site.west, "web-1")
 
     done = site.operator.done(site.item_verb("failover", recovery_point="latest"))
     item = site.item()

@@ -309,6 +309,7 @@ def _shown(service: Service, records: Records, record: ItemRecord) -> dict[str, 
         now_ns=service.bench.clock.now_ns(),
     )
     return plain | {
+        "target": to_plain(record.target_vm),
         "health": to_plain(_health(service, records, record)),
         "readiness": to_plain(ready),
     }

@@ -57,7 +57,6 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
     health = item.health
     replication, processing, hydration = health.replication, health.processing, health.hydration
     networks = ", ".join(f"{a} → {b}" for a, b in item.target_network.items())
-    disks = [f"{d.disk}: {d.source_account} → {d.target_account}" for d in item.disks]
     fields = [
         ("item", f"{item.vault}/{item.name}"),
         ("id", item.id),
@@ -65,11 +64,12 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
         ("problem", item.problem),
         ("RPO", rpo(item)),
         ("source", f"{item.source_region}/{item.source_vm}"),
-        ("target", f"{item.target_region}/{item.target_vm or item.source_vm}"),
+        ("target", _target(item)),
         ("resource group", item.target_resource_group),
         ("networks", networks),
+        *_interfaces(item),
         ("availability set", item.target_availability_set),
-        ("disks", ", ".join(disks)),
+        ("disks", ", ".join(_disks(item))),
         ("excluded disks", ", ".join(item.excluded_disks)),
         ("cache account", item.cache_account),
         ("policy", item.policy),
@@ -92,6 +92,33 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
         ("next", _next(item)),
     ]
     session.show(item, lambda: output.print_fields(fields))
+
+
+def _target(item: ItemView) -> str:
+    name = f"{item.target_region}/{item.target_vm or item.source_vm}"
+    vm = item.target
+    return f"{name}, {vm.vcpus} vCPU, {vm.memory_mib} MiB" if vm else name
+
+
+def _interfaces(item: ItemView) -> list[tuple[str, str]]:
+    """Return where each of the target's interfaces is and what the host forwards to the first."""
+    vm = item.target
+    if vm is None:
+        return []
+    places = [
+        (f"interface {nic.name}", f"{nic.network}/{nic.subnet} {nic.address} {nic.mac}")
+        for nic in vm.nics
+    ]
+    return [*places, ("forwarded ports", ", ".join(map(str, vm.forwards)))]
+
+
+def _disks(item: ItemView) -> list[str]:
+    sizes = {disk.name: disk.size_bytes for disk in item.target.disks} if item.target else {}
+    return [
+        f"{each.disk}: {each.source_account} → {each.target_account}"
+        + (f" ({format_bytes(sizes[each.disk])})" if sizes.get(each.disk) else "")
+        for each in item.disks
+    ]
 
 
 def _freeze(item: ItemView) -> str:

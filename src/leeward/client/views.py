@@ -34,8 +34,10 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemView(ReplicatedItem):
-    """A replicated item, its health, what its last drill proved."""
+    """A replicated item, its health, what its last drill proved. target: the VM that a failover
+    makes."""
 
+    target: VirtualMachine | None = None
     health: Health = field(default_factory=Health)
     readiness: Readiness = field(default_factory=Readiness)
 

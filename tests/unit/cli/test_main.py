@@ -172,6 +172,22 @@ def test_item_shows_health(api: Api, capsys: Capture) -> None:
     assert "streaming" in printed
 
 
+def test_item_shows_what_a_failover_makes(api: Api, capsys: Capture) -> None:
+    nic = {"name": "front", "network": "corp-asr", "subnet": "front", "address": "10.1.0.9"}
+    disk = {"name": "system", "storage_account": "far", "size_bytes": 8 << 30}
+    target = {"region": "west", "name": "web-1", "resource_group": "web-rg-asr", "vcpus": 3}
+    target |= {"memory_mib": 768, "nics": [nic], "disks": [disk], "forwards": [8080]}
+    mapping = {"disk": "system", "source_account": "near", "target_account": "far"}
+    page = api.pages["vaults/default/replicated-items/web-1"]
+    page = {**page, "target": target, "disks": [mapping]}
+    api.pages["vaults/default/replicated-items"] = {"items": [page]}
+    api.pages["vaults/default/replicated-items/web-1"] = page
+    assert run(["item", "show", "web-1"]) == 0
+    printed = capsys.readouterr().out
+    for shown in ("3 vCPU, 768 MiB", "corp-asr/front 10.1.0.9", "8080", "near → far (8.0 GiB)"):
+        assert shown in printed
+
+
 def test_item_shows_what_the_newest_freeze_came_to(api: Api, capsys: Capture) -> None:
     report = {"number": 3, "epoch": 1, "time_ns": 1, "sequence": 7, "consistency": "application"}
     page = api.pages["vaults/default/replicated-items/web-1"]
