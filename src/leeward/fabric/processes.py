@@ -4,11 +4,13 @@ Owns: starting detached, remembering (pid, start time) in a file, telling a livi
 reused pid, ending one. Must not know: what the process does. Used by fabric, mobility and export.
 
 A process carries the path of its pid file in its environment, so that one whose starter was killed
-before it could write that file is found all the same.
+before it could write that file is found all the same. It inherits a lock on that file, which was
+emptied before: so one is waited for that is only just becoming what it is to be.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -22,6 +24,8 @@ from pathlib import Path
 from leeward.core.errors import InvalidRequest, Unavailable
 
 _MARK = "LEEWARD_PID_FILE"
+_START_SECONDS = 10.0
+"""How long a program may take to become another one, on a machine that has much to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,34 @@ def read_pid_file(path: Path) -> ProcessIdentity | None:
 
 def find(pid_file: Path) -> ProcessIdentity | None:
     """Return the living process started with that pid file, even if the file was never written."""
-    known = read_pid_file(pid_file)
-    if known is not None:
-        return known
-    mark = f"{_MARK}={pid_file}".encode()
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        is_being_started = _is_being_started(pid_file)  # before it is looked for
+        found = read_pid_file(pid_file) or _find_marked(f"{_MARK}={pid_file}".encode())
+        if found is not None or not is_being_started or time.monotonic() > deadline:
+            return found
+        time.sleep(0.005)
+
+
+def _find_marked(mark: bytes) -> ProcessIdentity | None:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and _is_marked(entry, mark):
             return identify(int(entry.name))
     return None
+
+
+def _is_being_started(pid_file: Path) -> bool:
+    """Say whether a starter, or what it has forked, is alive and has not written the file yet."""
+    try:
+        with pid_file.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        with suppress(FileNotFoundError):
+            return pid_file.stat().st_size == 0
+        return False
+    except FileNotFoundError:
+        return False
 
 
 def _is_marked(entry: Path, mark: bytes) -> bool:
@@ -99,12 +123,14 @@ def spawn(
 ) -> ProcessIdentity:
     """Start `argv` in a session of its own, with output appended to `log_file`.
 
-    Of our descriptors it inherits `pass_fds` only. `environment` is added to ours.
-    Raises: Unavailable when the program cannot be started.
+    Of our descriptors it inherits `pass_fds` and the locked pid file. `environment` is added to
+    ours. Raises: InvalidRequest, Unavailable when the program cannot be started; then nothing runs.
     """
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as log:
+    with log_file.open("ab") as log, pid_file.open("ab", buffering=0) as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        held.truncate(0)
         try:
             child = subprocess.Popen(
                 list(argv),
@@ -112,24 +138,30 @@ def spawn(
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                pass_fds=tuple(pass_fds),
+                pass_fds=(*pass_fds, held.fileno()),
                 env={**os.environ, **(environment or {}), _MARK: str(pid_file)},
             )
         except FileNotFoundError as error:
+            pid_file.unlink()
             raise InvalidRequest(
                 f"{argv[0]} is not installed", hint="`make demo` and `make test` install it"
             ) from error
         except OSError as error:
+            pid_file.unlink()
             raise Unavailable(f"cannot start {argv[0]}: {error.strerror}") from error
-    process = identify(child.pid)
-    if process is None:
-        child.wait()
-        raise Unavailable(f"{argv[0]} ended at once", hint=f"its output is in {log_file}")
-    _children[child.pid] = child
-    _wait_for_environment(process)
-    temporary = pid_file.with_name(pid_file.name + ".new")
-    temporary.write_text(json.dumps({"pid": process.pid, "start_ticks": process.start_ticks}))
-    temporary.replace(pid_file)
+        process = identify(child.pid)
+        if process is None:
+            child.wait()
+            pid_file.unlink()
+            raise Unavailable(f"{argv[0]} ended at once", hint=f"its output is in {log_file}")
+        _children[child.pid] = child
+        _wait_for_environment(process)
+        said = {"pid": process.pid, "start_ticks": process.start_ticks}
+        try:
+            held.write(json.dumps(said).encode())
+        except OSError as error:
+            end(process, grace_seconds=0)
+            raise Unavailable(f"cannot write {pid_file}: {error.strerror}") from error
     return process
 
 

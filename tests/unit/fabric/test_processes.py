@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from leeward.core.errors import InvalidRequest
+from leeward.core.errors import InvalidRequest, Unavailable
 from leeward.fabric import processes
 from leeward.fabric.processes import ProcessIdentity
 
@@ -41,6 +43,42 @@ def test_a_process_without_its_pid_file_is_found(tmp_path: Path) -> None:
         assert processes.find(tmp_path / "another.pid") is None
     finally:
         processes.end(process, grace_seconds=0)
+
+
+def test_a_process_that_is_only_just_becoming_it_is_waited_for(tmp_path: Path) -> None:
+    """Its starter was killed while what it had forked was still what the starter is."""
+    pid_file = tmp_path / "it.pid"
+    program = (
+        "import fcntl, os, sys, time;"
+        "held = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT);"
+        "fcntl.flock(held, fcntl.LOCK_SH); os.set_inheritable(held, True);"
+        "print('forked', flush=True); time.sleep(0.5); os.setsid();"
+        "os.execve(sys.executable, [sys.executable, '-S', '-c', 'import signal; signal.pause()'],"
+        "{**os.environ, 'LEEWARD_PID_FILE': sys.argv[1]})"
+    )
+    argv = [sys.executable, "-c", program, str(pid_file)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=False) as forked:
+        try:
+            assert forked.stdout is not None
+            assert forked.stdout.readline() == b"forked\n"
+            assert processes.read_pid_file(pid_file) is None
+            assert processes.find(pid_file) == processes.identify(forked.pid)
+        finally:
+            forked.kill()
+    assert processes.find(pid_file) is None
+
+
+def test_a_process_that_cannot_be_recorded_does_not_run(tmp_path: Path) -> None:
+    known = set(processes._children)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as a full disk does
+    try:
+        with pytest.raises(Unavailable, match="cannot write"):
+            processes.spawn(SLEEP, pid_file=tmp_path / "it.pid", log_file=tmp_path / "log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert set(processes._children) <= known
+    assert processes.find(tmp_path / "it.pid") is None
 
 
 def test_a_process_lives_as_long_as_any_thread_of_it(tmp_path: Path) -> None:
