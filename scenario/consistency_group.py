@@ -1,4 +1,4 @@
-"""A consistency group of two VMs on two hosts that count in turn, dozens a second.
+"""A consistency group of two VMs on two hosts that count in turn, many times a second.
 
 db-1 tells web-1 of every number that is durable on its disk, and only then web-1 writes it; told of
 that, db-1 writes the next. Hosts are late (their taps, then their agents stopped for a moment),
