@@ -55,6 +55,7 @@ from leeward.replica.envelope import (
 )
 from leeward.replica.layout import (
     CLAIM_MAX,
+    claims_before,
     parse_snapshot_version,
     record_name,
     snapshot_name,
@@ -268,7 +269,7 @@ class Catalog:
                     f"item {self.item_id} has been given to {self._state.owner}",
                     hint="the service says who goes on with it",
                 )
-            claim = self._state.claim + 1
+            claim = (self._state.claim if self._state.version else claims_before(epoch)) + 1
             if claim > CLAIM_MAX:
                 raise Conflict(f"item {self.item_id} has used up its claims")
             record = self._record(

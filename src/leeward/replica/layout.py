@@ -16,8 +16,15 @@ NUMBER_BITS = 28
 CLAIM_BITS = 19
 NUMBER_MAX = (1 << NUMBER_BITS) - 1
 CLAIM_MAX = (1 << CLAIM_BITS) - 1
+_CLAIMS_PER_EPOCH = 1024
 FRAGMENTED = 1 << 63
 """Set in a chunk's map entry when its blocks come from more than one run."""
+
+
+def claims_before(epoch: int) -> int:
+    """Return the claim after which a catalog begins that is begun at that epoch: one of the same
+    item that was lost with its store, at an earlier epoch, has given no name that it gives."""
+    return min(max(epoch - 1, 0) * _CLAIMS_PER_EPOCH, CLAIM_MAX // 2)
 
 
 def make_segment_id(claim: int, number: int) -> int:

@@ -15,6 +15,8 @@ import pytest
 from leeward.core.errors import Conflict, NotFound
 from leeward.core.units import BLOCK
 from leeward.export import offline
+from leeward.export.block_cache import BlockCache
+from leeward.export.cached_store import CachedStore
 from leeward.export.copying import copy_data
 from leeward.export.offline import FoundPoint, export_to_raw, find_point, list_points
 from leeward.model.recovery import Consistency
@@ -22,6 +24,7 @@ from leeward.object_store.memory import shared_memory_store
 from leeward.object_store.store import ObjectStore
 from leeward.replica.catalog import Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk
+from leeward.replica.disk import open_point
 from leeward.replica.layout import make_segment_id, segment_name
 from leeward.replica.segment import BLOCKS, EXTENT_DTYPE, SegmentHeader, encode_segment
 
@@ -39,8 +42,11 @@ class Direction:
     point: str
 
 
-def replicate(epoch: int, *, points: int = 1) -> Direction:
+def replicate(epoch: int, *, points: int = 1, at: Direction | None = None) -> Direction:
+    """at: in whose stores, else in new ones."""
     names = [f"{secrets.token_hex(4)}-{part}" for part in ("system", "data")]
+    if at is not None:
+        names = [url.removeprefix("memory://") for url in (at.catalog, at.disk)]
     system, data = map(shared_memory_store, names)
     content = bytes([epoch]) * BLOCK
     catalog = Catalog.open(system, ITEM)
@@ -155,3 +161,31 @@ def test_a_file_written_out_is_there_after_a_power_cut(
     monkeypatch.setattr(os, "fsync", sync)
     export_to_raw(find_point([west.catalog, west.disk], ITEM, "latest"), "data", file)
     assert synced == [(file.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_what_is_cached_of_a_store_that_was_lost_is_not_taken_for_what_it_holds_now(
+    tmp_path: Path,
+) -> None:
+    """A region's store is made anew, at the same URL, and replicated to again."""
+    cache = BlockCache(tmp_path / "cache", 1 << 24)
+    west = replicate(1)
+    assert read_cached(west, cache) == west.content
+    for url in (west.catalog, west.disk):
+        store = shared_memory_store(url.removeprefix("memory://"))
+        for name in store.list(""):
+            store.delete(name)
+    for epoch in (3, 5):
+        anew = replicate(epoch, at=west)
+        assert read_cached(anew, cache) == anew.content
+        for name in shared_memory_store(west.catalog.removeprefix("memory://")).list(""):
+            shared_memory_store(west.catalog.removeprefix("memory://")).delete(name)
+
+
+def read_cached(direction: Direction, cache: BlockCache) -> bytes:
+    catalog, disk = (
+        shared_memory_store(url.removeprefix("memory://"))
+        for url in (direction.catalog, direction.disk)
+    )
+    stores = {"data": CachedStore(disk, cache)}
+    with open_point(catalog, stores, ITEM, direction.point)["data"] as opened:
+        return opened.read(0, BLOCK)
