@@ -16,6 +16,7 @@ from leeward.api.replies import NamePart, accepted, gone, page, reply
 from leeward.core.codec import to_plain
 from leeward.model.drills import readiness
 from leeward.model.recovery import ItemState, Job, Policy, ReplicatedItem, Vault
+from leeward.model.resources import VirtualMachine
 from leeward.protocol.messages import HydrationStatus, ProcessingStatus, ReplicationStatus
 from leeward.vault.items import ItemRecord
 from leeward.vault.records import Records
@@ -34,6 +35,7 @@ _MOVED = frozenset(
         ItemState.REPROTECTING,
     }
 )
+_FAILED_OVER = frozenset({ItemState.FAILED_OVER, ItemState.COMMITTED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,10 +311,19 @@ def _shown(service: Service, records: Records, record: ItemRecord) -> dict[str, 
         now_ns=service.bench.clock.now_ns(),
     )
     return plain | {
-        "target": to_plain(record.target_vm),
+        "target": to_plain(_target(records, record)),
         "health": to_plain(_health(service, records, record)),
         "readiness": to_plain(ready),
     }
+
+
+def _target(records: Records, record: ItemRecord) -> VirtualMachine:
+    """Return the VM that a failover makes; once it has, the VM as it has become since."""
+    planned = record.target_vm
+    if record.item.state not in _FAILED_OVER:
+        return planned
+    made = records.resources.find(VirtualMachine, planned.region, planned.name)
+    return made.value if made else planned
 
 
 def _health(service: Service, records: Records, record: ItemRecord) -> Health:

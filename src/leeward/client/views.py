@@ -35,7 +35,7 @@ class Health:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemView(ReplicatedItem):
     """A replicated item, its health, what its last drill proved. target: the VM that a failover
-    makes."""
+    makes; once it has, the VM as it has become since."""
 
     target: VirtualMachine | None = None
     health: Health = field(default_factory=Health)
