@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from leeward.agent.link import Meet
 from leeward.agent.records import Records
 from leeward.core.codec import from_plain, to_plain
-from leeward.core.errors import Fenced, InvalidRequest, LeewardError, NotFound
+from leeward.core.errors import Conflict, Fenced, InvalidRequest, LeewardError, NotFound
 from leeward.model.recovery import RecoveryPoint
 from leeward.observability.log import get_logger
 from leeward.protocol.fabric import ProcessingSpec
@@ -32,6 +32,7 @@ from leeward.protocol.messages import (
     Verb,
 )
 from leeward.protocol.rebuild import FoundItems
+from leeward.protocol.replicas import ErasureSpec, StoredItems
 
 log = get_logger()
 
@@ -51,6 +52,14 @@ class LoopPort(Protocol):
     def announce(self, epoch: int, sequence: int) -> None: ...
     @property
     def is_alive(self) -> bool: ...
+
+
+class StoresPort(Protocol):
+    """What is done with stores by their URLs alone, whoever's items lie there."""
+
+    def find_items(self, urls: Sequence[str]) -> FoundItems: ...
+    def find_stored_items(self, urls: Sequence[str]) -> StoredItems: ...
+    def erase_stored_item(self, wanted: ErasureSpec) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +114,11 @@ class ProcessingNode:
         directory: Path,
         make_loop: Callable[[ProcessingSpec, bool, Callable[[], None]], LoopPort],
         erase: Callable[[ProcessingSpec], None],
-        find_items: Callable[[Sequence[str]], FoundItems],
+        stores: StoresPort,
     ) -> None:
         """make_loop: (spec, whether it was processed here before and nobody has said since that it
         still is, what to call when there are new points). erase: everything stored of
-        an item is gone. find_items: what the stores of these URLs hold."""
+        an item is gone. stores: of items that this worker does not process."""
         self._records = Records(directory / "items", ProcessingRecord)
         self._make_loop = make_loop
         self._erase = erase
@@ -122,7 +131,9 @@ class ProcessingNode:
             Verb.PROCESSING_SCRUB: lambda a: self._scrub(from_plain(a, _Reading)),
             Verb.PROCESSING_COMPACT: lambda a: self._compact(from_plain(a, _Reading)),
             Verb.PROCESSING_SEAL: lambda a: self._seal(from_plain(a, _Seal)),
-            Verb.STORES_READ: lambda a: find_items(from_plain(a, _Stores).urls),
+            Verb.STORES_READ: lambda a: stores.find_items(from_plain(a, _Stores).urls),
+            Verb.REPLICAS_READ: lambda a: stores.find_stored_items(from_plain(a, _Stores).urls),
+            Verb.REPLICA_ERASE: lambda a: self._erase_replica(stores, from_plain(a, ErasureSpec)),
         }
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -213,6 +224,16 @@ class ProcessingNode:
             self._records.delete(item_id)
         except LeewardError as error:
             log.warning("item_not_erased", item=item_id, error=str(error))
+
+    def _erase_replica(self, stores: StoresPort, wanted: ErasureSpec) -> None:
+        """The store has nothing of the item any more. Raises: Conflict for what is processed here,
+        and while readers hold it."""
+        if wanted.item_id in self._items:
+            raise Conflict(
+                f"this worker processes {wanted.item_id}: it is not a leftover",
+                hint="a service that lost its database knows it again by `leeward vault rebuild`",
+            )
+        stores.erase_stored_item(wanted)
 
     def _seal(self, wanted: _Seal) -> RecoveryPoint:
         item = self._items.get(wanted.item_id)

@@ -24,6 +24,7 @@ from leeward.api import (
     plan_drill_routes,
     plan_routes,
     region_routes,
+    storage_routes,
     vault_routes,
 )
 from leeward.api.access import PUBLIC_BODY_MAX, require_operator
@@ -71,6 +72,7 @@ def build_app(service: Service, token: str, *, on_end: Callable[[], None]) -> Fa
         drill_routes,
         plan_drill_routes,
         job_routes,
+        storage_routes,
     ):
         app.include_router(
             module.router, prefix="/api/v1", dependencies=[Depends(require_operator)]

@@ -323,6 +323,17 @@ class CompactBody(Body):
     dry_run: bool = False
 
 
+class ReplicasBody(Body):
+    region: str = Field(default="", description='whose storage accounts; "": every region\'s')
+    account: str = Field(default="", description='"": every account')
+
+
+class DeleteReplicaBody(Body):
+    even_if_held: bool = Field(
+        default=False, description="though readers have pinned it: their hosts are lost"
+    )
+
+
 class UseKeyBody(Body):
     key_id: str
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from leeward.cli import output
+from leeward.cli.replicas import app as replicas_app
 from leeward.cli.session import Session, VaultOption, command
 from leeward.client.views import ItemView
 from leeward.core.errors import NotFound
@@ -17,6 +18,7 @@ from leeward.core.units import format_bytes
 from leeward.model.recovery import Job, JobState
 
 app = typer.Typer(help="What is stored of replicated items.")
+app.add_typer(replicas_app, name="replicas", no_args_is_help=True)
 
 TargetArgument = Annotated[
     str,

@@ -200,6 +200,16 @@ class Client:
         path = _path("vaults", item.vault, "replicated-items", item.name, "scrub")
         return _job(self._rest.post(path, {"dry_run": dry_run}))
 
+    def read_replicas(self, region: str, account: str) -> Job | None:
+        """What storage accounts have of which item is being read. Raises: NotFound."""
+        return _job(self._rest.post("/storage/replicas", {"region": region, "account": account}))
+
+    def delete_replica(self, item_id: str, *, even_if_held: bool) -> Job | None:
+        """All that is stored of an item that nothing protects is being erased. Raises: Conflict
+        while it is in use."""
+        path = _path("storage", "replicas", item_id, "delete")
+        return _job(self._rest.post(path, {"even_if_held": even_if_held}))
+
     def compact(self, item: ItemView, *, dry_run: bool) -> Job | None:
         """The space of the item's dropped recovery points is being reclaimed."""
         path = _path("vaults", item.vault, "replicated-items", item.name, "compact")

@@ -21,9 +21,11 @@ from leeward.observability.log import configure_logging
 from leeward.processor.found_items import find_items
 from leeward.processor.item import ItemProcessor
 from leeward.processor.loop import ItemLoop
+from leeward.processor.stored_items import erase_stored_item, find_stored_items
 from leeward.protocol.fabric import ProcessingSpec
 from leeward.protocol.messages import Role
 from leeward.protocol.rebuild import FoundItems
+from leeward.protocol.replicas import ErasureSpec, StoredItems
 from leeward.recovery_points.retention import plan_retention
 from leeward.replica.host_keys import open_keyed
 
@@ -40,7 +42,7 @@ def run_worker(options: NodeOptions) -> None:
     directory = Places(options.data).worker(options.region)
     with NodeHome(directory, Role.WORKER, options) as home:
         loop = partial(_loop, _owner(home.identity))
-        run_node(home, ProcessingNode(home.directory, loop, _erase, _find), options, stop)
+        run_node(home, ProcessingNode(home.directory, loop, _erase, _Stores()), options, stop)
 
 
 def _owner(identity: Identity) -> str:
@@ -71,5 +73,14 @@ def _erase(spec: ProcessingSpec) -> None:
     erase_item(spec, open_keyed)
 
 
-def _find(urls: Sequence[str]) -> FoundItems:
-    return find_items(urls, open_keyed)
+class _Stores:
+    """Stores by URL, with the host's keys."""
+
+    def find_items(self, urls: Sequence[str]) -> FoundItems:
+        return find_items(urls, open_keyed)
+
+    def find_stored_items(self, urls: Sequence[str]) -> StoredItems:
+        return find_stored_items(urls, open_keyed)
+
+    def erase_stored_item(self, wanted: ErasureSpec) -> None:
+        erase_stored_item(wanted, open_keyed)

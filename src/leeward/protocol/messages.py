@@ -58,6 +58,9 @@ class Verb(Enum):
     PROCESSING_START = "processing.start"  # ProcessingSpec → {}
     PROCESSING_STOP = "processing.stop"  # {"item_id", "delete": bool} → {}
     STORES_READ = "stores.read"  # {"urls"} → FoundItems: every item that the stores hold
+    # protocol.replicas
+    REPLICAS_READ = "replicas.read"  # {"urls"} → StoredItems: whatever lies in the stores, of whom
+    REPLICA_ERASE = "replica.erase"  # ErasureSpec → {}; refused for what this worker processes
     PROCESSING_COMPACT = "processing.compact"  # {"item_id", "dry_run": bool} → SpaceReport
     PROCESSING_SCRUB = "processing.scrub"  # {"item_id", "dry_run": bool} → ScrubReport
     PROCESSING_SEAL = "processing.seal"

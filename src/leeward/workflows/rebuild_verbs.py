@@ -27,6 +27,7 @@ from leeward.workflows.item_specs import processing_spec
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import item_target
+from leeward.workflows.replica_verbs import is_being_deleted
 from leeward.workflows.resource_verbs import Grouped, ResourceVerbs, mapping_name
 
 READ_SECONDS = 1800.0
@@ -132,6 +133,8 @@ class RebuildVerbs:
         with self._bench.vault.write() as records:
             if records.items.find(item.id) is not None:
                 return ""
+            if is_being_deleted(records, item.id):
+                return "what is stored of it is being deleted"
             others = records.items.listed(vault=item.vault)
             if any(other.item.name == item.name for other in others):
                 return f"vault {item.vault} has another item named {item.name}"

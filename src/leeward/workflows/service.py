@@ -60,6 +60,7 @@ from leeward.workflows.rebuild_verbs import RebuildVerbs
 from leeward.workflows.rehearsal_clean_up import CleanUp
 from leeward.workflows.rehearsal_verbs import RehearsalVerbs
 from leeward.workflows.rehearsing import Rehearsing
+from leeward.workflows.replica_verbs import REPLICA_DELETE, REPLICAS_READ, ReplicaVerbs
 from leeward.workflows.reprotect_verbs import ReprotectVerbs
 from leeward.workflows.resource_verbs import ResourceVerbs
 from leeward.workflows.scrub_verbs import ScrubVerbs
@@ -118,6 +119,7 @@ class Service:
         self.points = PointVerbs(self.bench, lambda: self.jobs)
         self.keys = KeyVerbs(self.bench, lambda: self.jobs)
         self.rebuilding = RebuildVerbs(self.bench, lambda: self.jobs, self.resources)
+        self.replicas = ReplicaVerbs(self.bench, lambda: self.jobs)
         self.reprotection = ReprotectVerbs(
             self.bench, lambda: self.jobs, self.protection, self.resources
         )
@@ -217,6 +219,8 @@ class Service:
             "item.recovery-point": self.points.run,
             "vault.use-key": self.keys.run,
             "vault.rebuild": self.rebuilding.run,
+            REPLICAS_READ: self.replicas.run_read,
+            REPLICA_DELETE: self.replicas.run_delete,
         }
 
     def _keep_house(self) -> None:

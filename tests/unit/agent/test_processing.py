@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from leeward.agent.processing import ProcessingNode
 from leeward.core.codec import to_plain
-from leeward.core.errors import Fenced, InvalidRequest, NotFound, Unavailable
+from leeward.core.errors import Conflict, Fenced, InvalidRequest, NotFound, Unavailable
 from leeward.model.recovery import Consistency, RecoveryPoint
 from leeward.protocol.fabric import ProcessingSpec, ReplicaDisk
 from leeward.protocol.messages import Command, ProcessingStatus, ScrubReport, SpaceReport, Verb
 from leeward.protocol.rebuild import FoundItems
+from leeward.protocol.replicas import ErasureSpec, StoredItems
 
 
 def point(sequence: int) -> RecoveryPoint:
@@ -96,6 +97,15 @@ class Worker:
         self.refuse_erase: Unavailable | None = None
         self.changes = 0
 
+    def find_items(self, urls: Sequence[str]) -> FoundItems:
+        return FoundItems()
+
+    def find_stored_items(self, urls: Sequence[str]) -> StoredItems:
+        return StoredItems(problems=dict.fromkeys(urls, "away"))
+
+    def erase_stored_item(self, wanted: ErasureSpec) -> None:
+        self.erased.append(wanted.item_id)
+
     def start(self) -> ProcessingNode:
         def make(
             given: ProcessingSpec, is_resumed: bool, on_change: Callable[[], None]
@@ -112,7 +122,7 @@ class Worker:
             self.erased.append(given.item_id)
             self.has_erased.set()
 
-        node = ProcessingNode(self._directory, make, erase, lambda urls: FoundItems())
+        node = ProcessingNode(self._directory, make, erase, self)
         node.on_change(note)
         node.resume()
         return node
@@ -141,6 +151,16 @@ def test_points_are_told_until_the_service_has_them(worker: Worker) -> None:
     worker.loops[0].points = (point(2), point(3))
     assert [each.id for each in status(node).points_added] == ["rp-1-3"]
     assert status(node).points_removed == ("rp-1-1",)
+
+
+def test_a_replica_is_erased_unless_it_is_processed_here(worker: Worker) -> None:
+    node = worker.start()
+    assert do(node, Verb.REPLICAS_READ, {"urls": ["memory://t"]})["problems"]
+    do(node, Verb.PROCESSING_START, spec())
+    with pytest.raises(Conflict, match="processes item-1"):
+        do(node, Verb.REPLICA_ERASE, ErasureSpec(item_id="item-1", url="memory://t"))
+    do(node, Verb.REPLICA_ERASE, ErasureSpec(item_id="item-2", url="memory://t"))
+    assert worker.erased == ["item-2"]
 
 
 def test_new_points_are_told_at_once(worker: Worker) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from leeward.core.codec import to_plain
 from leeward.model.recovery import Consistency, ItemState, Policy, ReplicatedItem, Vault
 from leeward.model.resources import StorageAccount, VirtualMachine
 from leeward.object_store.memory import MemoryStore
+from leeward.object_store.store import ObjectStore
 from leeward.processor.found_items import find_items
 from leeward.protocol.rebuild import AboutItem
 from leeward.replica.catalog import Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk
 from leeward.replica.layout import segment_name
 from leeward.replica.segment import BLOCKS, EXTENT_DTYPE, SegmentHeader, encode_segment
+
+S = TypeVar("S", bound=ObjectStore)
 
 
 def _about(source: str, target: str) -> dict[str, object]:
@@ -44,7 +49,11 @@ def _about(source: str, target: str) -> dict[str, object]:
 
 def _store(url: str, epoch: int, source: str, target: str) -> MemoryStore:
     """Return a target's store; every direction gives its first segment the same name."""
-    store = MemoryStore()
+    return fill_store(MemoryStore(), url, epoch, source, target)
+
+
+def fill_store(store: S, url: str, epoch: int, source: str, target: str) -> S:
+    """item-1 has one recovery point in the store."""
     catalog = Catalog.open(store, "item-1")
     catalog.take_over(epoch, disk_urls={"d": url}, about=_about(source, target))
     header = SegmentHeader("item-1", "d", epoch, 1, BLOCKS)

@@ -16,6 +16,7 @@ import pytest
 from tests.unit.workflows.replay_rig import GIB, Site, site, state_of
 from tests.unit.workflows.test_consistency import Shop
 from tests.unit.workflows.test_replay import committed
+from tests.unit.workflows.test_replica_verbs import LEFT, leave_behind
 
 from leeward.core.codec import to_plain
 from leeward.core.errors import Conflict
@@ -325,6 +326,12 @@ SUBMIT: dict[str, Callable[[Site], Job]] = {
         protected, lambda made: made.service.scrubbing.scrub("main", "web-1", dry_run=False)
     ),
     "vault.rebuild": _rebuild,
+    "storage.replicas": _after(
+        leave_behind, lambda made: made.service.replicas.read(region="", account="")
+    ),
+    "storage.delete-replica": _after(
+        leave_behind, lambda made: made.service.replicas.delete(LEFT, even_if_held=False)
+    ),
     "item.recovery-point": _after(
         protected, lambda made: made.service.points.create("main", "web-1")
     ),
