@@ -261,7 +261,7 @@ class Replications:
             if record.spec.vm_id == vm_id and record.superseded_by:
                 raise Fenced(
                     f"{vm_id} has failed over: epoch {record.superseded_by} of it runs elsewhere",
-                    hint="disable protection of the item to run both",
+                    hint="`leeward unprotect` of its item lets both run",
                 )
 
     def statuses(self) -> tuple[ReplicationStatus, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from leeward.core.errors import InvalidRequest
 from leeward.failover.shared import LATEST_SHARED
@@ -35,6 +35,8 @@ from leeward.model.recovery import (
     minute_of_day,
 )
 from leeward.model.resources import (
+    MEMORY_MIB_MIN,
+    VCPUS_MAX,
     AvailabilitySet,
     Disk,
     NetworkInterface,
@@ -55,6 +57,15 @@ class Body(BaseModel):
     """Base: frozen, and nothing unknown gets in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _is_none_or_enough(memory_mib: int) -> int:
+    if 0 < memory_mib < MEMORY_MIB_MIN:
+        raise ValueError(f"{memory_mib} MiB is too little for a VM: at least {MEMORY_MIB_MIN}")
+    return memory_mib
+
+
+TargetMemory = Annotated[int, Field(ge=0, le=4 << 20), AfterValidator(_is_none_or_enough)]
 
 
 class EmptyBody(Body):
@@ -186,8 +197,8 @@ class NicBody(Body):
 
 class VirtualMachineBody(Body):
     resource_group: str
-    vcpus: int = Field(default=1, ge=1, le=256)
-    memory_mib: int = Field(default=256, ge=32, le=4 << 20)
+    vcpus: int = Field(default=1, ge=1, le=VCPUS_MAX)
+    memory_mib: int = Field(default=256, ge=MEMORY_MIB_MIN, le=4 << 20)
     firmware: Literal["bios", "uefi"] = "bios"
     display: Literal["none", "vga"] = "none"
     disks: tuple[DiskBody, ...] = Field(min_length=1, max_length=64)
@@ -207,8 +218,8 @@ class VirtualMachineBody(Body):
 class VirtualMachineChangeBody(Body):
     """What is left out stays as it is. The VM must be stopped."""
 
-    vcpus: int | None = Field(default=None, ge=1, le=256)
-    memory_mib: int | None = Field(default=None, ge=32, le=4 << 20)
+    vcpus: int | None = Field(default=None, ge=1, le=VCPUS_MAX)
+    memory_mib: int | None = Field(default=None, ge=MEMORY_MIB_MIN, le=4 << 20)
     forwards: tuple[int, ...] | None = Field(default=None, max_length=64)
 
     def size(self, vm: VirtualMachine) -> MachineSize:
@@ -354,8 +365,8 @@ class ProtectBody(Body):
     cache_account: str = ""
     target_availability_set: str = Field(default="", description='"none": none')
     target_vm: str = ""
-    vcpus: int = Field(default=0, ge=0, le=256, description="0: as the source")
-    memory_mib: int = Field(default=0, ge=0, le=4 << 20, description="0: as the source")
+    vcpus: int = Field(default=0, ge=0, le=VCPUS_MAX, description="0: as the source")
+    memory_mib: TargetMemory = Field(default=0, description="0: as the source")
     addresses: dict[str, str] = Field(default={}, description="network interface → address")
     exclude_disks: tuple[str, ...] = ()
     plan_only: bool = False
@@ -371,8 +382,8 @@ class UpdateItemBody(Body):
     policy: str = Field(default="", description="of the item's vault; it holds at once")
     target_vm: str = ""
     target_resource_group: str = ""
-    vcpus: int = Field(default=0, ge=0, le=256)
-    memory_mib: int = Field(default=0, ge=0, le=4 << 20)
+    vcpus: int = Field(default=0, ge=0, le=VCPUS_MAX)
+    memory_mib: TargetMemory = 0
     target_availability_set: str = Field(default="", description='"none": none')
     target_networks: dict[str, str] = Field(
         default={}, description="network interface → network, or network/subnet"

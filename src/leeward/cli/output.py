@@ -80,12 +80,17 @@ def say(text: str) -> None:
 
 
 def format_time(time_ns: int) -> str:
-    """Return local time with milliseconds, "" for 0."""
+    """Return local time with milliseconds and its distance from UTC, "" for 0.
+
+    `--recovery-point` takes it as it stands: a time without a zone would be taken for UTC.
+    """
     if not time_ns:
         return ""
     seconds, rest = divmod(time_ns, 1_000_000_000)
     moment = time.localtime(seconds)
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)}.{rest // 1_000_000:03d}"
+    zone = time.strftime("%z", moment)
+    zone = "Z" if zone == "+0000" else f"{zone[:3]}:{zone[3:]}"
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)}.{rest // 1_000_000:03d}{zone}"
 
 
 _GOOD = {"protected", "streaming", "running", "succeeded", "online", "committed", "ok"}

@@ -157,7 +157,8 @@ def failover(
         typer.Option(
             "--recovery-point",
             help="latest: take in what the cache still gives (least data lost); latest-processed: "
-            "the newest one listed (fastest); latest-app-consistent; or a recovery point's id.",
+            "the newest one listed (fastest); latest-app-consistent; a recovery point's id; or a "
+            "time, as `leeward recovery-point list` shows it.",
         ),
     ] = "latest",
     planned: Annotated[
@@ -195,7 +196,8 @@ def change_recovery_point(
     session: Session,
     item: ItemArgument,
     recovery_point: Annotated[
-        str, typer.Argument(metavar="POINT", help="latest-processed, or a recovery point's id.")
+        str,
+        typer.Argument(metavar="POINT", help="latest-processed, a recovery point's id, or a time."),
     ],
     vault: VaultOption = None,
     no_wait: NoWaitOption = False,

@@ -252,11 +252,10 @@ class Client:
         Raises: NotFound; Conflict when several vaults hold one of that name.
         """
         vaults = [vault] if vault else [each.name for each in self.vaults()]
-        found = [
-            item for each in vaults for item in self.items(each) if name in (item.name, item.id)
-        ]
+        known = [item for each in vaults for item in self.items(each)]
+        found = [item for item in known if name in (item.name, item.id)]
         if not found:
-            raise NotFound(f"there is no replicated item {name}", hint="`leeward item list`")
+            raise _no_item(name, [item.name for item in known])
         if len(found) > 1:
             raise Conflict(
                 f"{name} is in several vaults: {', '.join(item.vault for item in found)}",
@@ -392,6 +391,21 @@ class Client:
 
     def _item_verb(self, item: ItemView, verb: str, body: dict[str, object]) -> Job | None:
         return _job(self._rest.post(_item_path(item, verb), body))
+
+
+def _no_item(name: str, known: Sequence[str]) -> NotFound:
+    """Return what to say of a name that no item has: most often it is one that was mistyped."""
+    from difflib import get_close_matches  # only who mistypes pays
+
+    _, is_path, bare = name.rpartition("/")
+    close = get_close_matches(bare, known, n=1)
+    if is_path and bare in known:
+        hint = f"items are named without a region: {bare}"
+    elif close:
+        hint = f"did you mean {close[0]}? `leeward item list` shows all"
+    else:
+        hint = "`leeward item list`"
+    return NotFound(f"there is no replicated item {name}", hint=hint)
 
 
 def _path(*parts: str) -> str:

@@ -46,12 +46,18 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration for people: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
+    """Return a duration for people: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min", "3 d 4 h"; what is
+    even is not spelt out: "10 min", "24 h"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
+    if whole < 3 * 86400:
+        hours, minutes = divmod(whole // 60, 60)
+        return f"{hours} h {minutes:02d} min" if minutes else f"{hours} h"
+    days, hours = divmod(whole // 3600, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import combinations
 
 from leeward.core.errors import Conflict, InvalidRequest
+from leeward.model.resources import MEMORY_MIB_MIN, VCPUS_MAX
 from leeward.protocol.fabric import NetworkSpec, NicSpec, SubnetSpec, VmSpec
 from leeward.qemu.machine import DISK_NAME_MAX, DISPLAYS
 
@@ -21,7 +22,6 @@ _NETWORK_ID = re.compile(r"^[a-z0-9-]{1,11}$")
 _VM_ID = re.compile(r"^[a-z0-9-]{1,40}$")
 _PART = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
 _MAC = re.compile(r"^[0-9a-f]{2}(?::[0-9a-f]{2}){5}$")
-MEMORY_MIB_MIN = 32
 QEMU_OVERHEAD_MIB = 64
 
 
@@ -115,8 +115,10 @@ def check_vm(
             field="display",
             hint=" or ".join(DISPLAYS),
         )
-    if not 1 <= spec.vcpus <= 255:
-        raise InvalidRequest(f"{spec.vcpus} is no number of vCPUs", field="vcpus", hint="1 to 255")
+    if not 1 <= spec.vcpus <= VCPUS_MAX:
+        raise InvalidRequest(
+            f"{spec.vcpus} is no number of vCPUs", field="vcpus", hint=f"1 to {VCPUS_MAX}"
+        )
     if spec.memory_mib < MEMORY_MIB_MIN:
         raise InvalidRequest(
             f"{spec.memory_mib} MiB is too little memory",

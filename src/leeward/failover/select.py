@@ -36,25 +36,38 @@ def select_point(points: Sequence[RecoveryPoint], wanted: str, *, item: str) -> 
         time_ns = _parse_time_ns(wanted)
         fitting = [point for point in ordered if point.time_ns <= time_ns]
     if not fitting:
-        raise NotFound(
-            f"{item} has no recovery point {wanted}",
-            field="recovery_point",
-            hint=f"`leeward recovery-point list {item}` shows what it has",
-        )
+        raise _missing(wanted, item)
     return fitting[-1]
 
 
+def _missing(wanted: str, item: str) -> NotFound:
+    what, hint = (
+        f"recovery point {wanted}",
+        f"`leeward recovery-point list {item}` shows what it has",
+    )
+    if wanted == LATEST_APP_CONSISTENT:
+        what = "application-consistent recovery point"
+        hint = f"`leeward recovery-point create {item}` makes one; {LATEST} needs none"
+    return NotFound(f"{item} has no {what}", field="recovery_point", hint=hint)
+
+
 def _parse_time_ns(text: str) -> int:
-    """Return nanoseconds since 1970 of an ISO 8601 time. Raises: InvalidRequest."""
+    """Return nanoseconds since 1970 of an ISO 8601 time. Raises: InvalidRequest.
+
+    To the millisecond, as times are shown, it means the whole of it: a time that was copied from a
+    list finds the point that it was shown of.
+    """
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
         raise InvalidRequest(
             f"recovery_point: {text!r} is neither an id nor a time",
             field="recovery_point",
-            hint=f"use {LATEST}, {LATEST_PROCESSED}, an id or a time like 2026-01-31T12:00:00Z",
+            hint=f"use {LATEST}, {LATEST_PROCESSED}, {LATEST_APP_CONSISTENT}, an id or a time like "
+            "2026-01-31T12:00:00Z",
         ) from error
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
     since = time - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
+    rest = 999_999 if since.microseconds % 1000 == 0 else 0
+    return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000 + rest

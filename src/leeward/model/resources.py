@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+VCPUS_MAX = 255
+MEMORY_MIB_MIN = 32
+"""Bounds of a VM's size, whoever asks for it: what a host would refuse is not to be found out when
+the VM fails over."""
+
 
 class PowerState(Enum):
     RUNNING = "running"

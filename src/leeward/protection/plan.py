@@ -175,6 +175,7 @@ class _Planner:
         if vm is None:
             raise NotFound(
                 f"there is no virtual machine {options.vm} in region {options.source_region}",
+                hint="`leeward vm list`",
                 field="vm",
             )
         check_support(

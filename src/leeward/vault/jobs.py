@@ -240,7 +240,7 @@ class JobStore:
     def _row(self, job_id: str) -> sa.Row[tuple[object, ...]]:
         row = self._connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
-            raise NotFound(f"there is no job {job_id}")
+            raise NotFound(f"there is no job {job_id}", hint="`leeward job list`")
         return row
 
 

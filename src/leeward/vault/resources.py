@@ -76,6 +76,10 @@ KINDS: dict[type[object], str] = {
     PlanDrillResult: "plan-drill-result",
     ConsistencyGroup: "consistency-group",
 }
+_SHORT = {"virtual-machine": "vm"}
+_UNLISTED = {"plan-approval", "drill", "drill-result", "drill-screen"}
+_LISTED = frozenset(KINDS.values()) - _UNLISTED - {"plan-drill", "plan-drill-result"}
+"""Kinds that the command line lists, by these names or by a shorter one."""
 
 
 class ResourceState(Enum):
@@ -129,7 +133,9 @@ class ResourceStore:
                     f"there is no region {scope}", field="region", hint="`leeward region list`"
                 )
             where = f" in {scope}" if scope else ""
-            raise NotFound(f"there is no {KINDS[kind].replace('-', ' ')} {name}{where}")
+            noun = KINDS[kind]
+            hint = f"`leeward {_SHORT.get(noun, noun)} list`" if noun in _LISTED else None
+            raise NotFound(f"there is no {noun.replace('-', ' ')} {name}{where}", hint=hint)
         return found
 
     def listed(self, kind: type[R], scope: str | None = None) -> list[Stored[R]]:

@@ -313,7 +313,7 @@ class MachineVerbs:
                 raise Conflict(
                     f"{name} is failing over to {item.target_region} or has: its source stays "
                     "stopped",
-                    hint="disable protection of the item to run both",
+                    hint=f"`leeward unprotect {item.name}` lets both run",
                 )
 
 

@@ -150,6 +150,27 @@ REFUSED = {
         400,
         "disks",
     ),
+    "a target too small to start": (
+        "POST",
+        "/vaults/v/replicated-items",
+        {"source_region": "a", "vm": "b", "target_region": "c", "memory_mib": 5},
+        400,
+        "memory_mib",
+    ),
+    "a target made too small to start": (
+        "POST",
+        "/vaults/v/replicated-items/i/update",
+        {"memory_mib": 31},
+        400,
+        "memory_mib",
+    ),
+    "more vCPUs than a host takes": (
+        "POST",
+        "/vaults/v/replicated-items/i/update",
+        {"vcpus": 256},
+        400,
+        "vcpus",
+    ),
 }
 
 
@@ -164,6 +185,16 @@ def test_everything_refused_is_a_problem(http: Http, case: str) -> None:
         content = {"content": body, "headers": json_type}
     found = problem(http.request(method, f"/api/v1{path}", **content), status)
     assert found["field"] == field
+
+
+def test_what_is_not_there_is_said_with_the_command_that_lists_what_is(http: Http) -> None:
+    http.put("/api/v1/regions/east", json={})
+    for path, command in (
+        ("regions/east/virtual-machines/v", "`leeward vm list`"),
+        ("regions/east/networks/n", "`leeward network list`"),
+        ("jobs/1234", "`leeward job list`"),
+    ):
+        assert problem(http.get(f"/api/v1/{path}"), 404)["hint"] == command
 
 
 def test_a_large_body_is_refused_unread(http: Http) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from leeward.cli import session
 from leeward.cli.main import run
+from leeward.cli.output import format_time
 from leeward.client.client import Client
 from leeward.client.config import ClientConfig
 from leeward.client.rest import Rest
@@ -161,6 +164,22 @@ def test_vm_create_sends_what_was_typed(api: Api, capsys: Capture) -> None:
 def test_points_newest_first_and_limited(api: Api, capsys: Capture) -> None:
     assert run(["recovery-point", "list", "web-1", "--limit", "2", "-o", "json"]) == 0
     assert [p["id"] for p in json.loads(capsys.readouterr().out)] == ["rp-1-3", "rp-1-2"]
+
+
+def test_times_say_how_far_from_utc_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = 1_700_000_000_250_000_000
+    try:
+        for zone, shown in (
+            ("EST5", "2023-11-14 17:13:20.250-05:00"),
+            ("UTC0", "2023-11-14 22:13:20.250Z"),
+        ):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            assert format_time(moment) == shown
+            assert datetime.fromisoformat(shown).timestamp() * 1000 == moment // 10**6
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_item_shows_health(api: Api, capsys: Capture) -> None:

@@ -150,6 +150,10 @@ def test_item_is_found_in_whichever_vault_holds_it() -> None:
         assert client.find_item("item-1").name == "web-1"
         with pytest.raises(NotFound, match="no replicated item nobody"):
             client.find_item("nobody")
+        with pytest.raises(NotFound, match="did you mean web-1"):
+            client.find_item("wbe-1")
+        with pytest.raises(NotFound, match="named without a region: web-1"):
+            client.find_item("east/web-1")
 
 
 def test_item_in_two_vaults_must_be_told_apart() -> None:

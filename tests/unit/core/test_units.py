@@ -32,6 +32,13 @@ def test_sizes_and_durations_are_written() -> None:
         "3 min 05 s",
         "2 h 10 min",
     ]
+    assert [format_seconds(s) for s in (600, 7200, 86400, 7 * 86400, 90 * 3600)] == [
+        "10 min",
+        "2 h",
+        "24 h",
+        "7 d",
+        "3 d 18 h",
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a/b", "a" * 64, "ä"])

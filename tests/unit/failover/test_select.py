@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from leeward.cli.output import format_time
 from leeward.core.errors import InvalidRequest, NotFound
 from leeward.failover.select import select_point
 from leeward.model.recovery import Consistency, RecoveryPoint
@@ -38,6 +41,7 @@ POINTS = (
         ("1970-01-01T00:00:29Z", 2),
         ("1970-01-01T00:00:30", 3),
         ("1970-01-01T01:00:10+01:00", 1),
+        ("1970-01-01 01:00:20.000+01:00", 2),  # as it is shown
     ],
 )
 def test_finds(wanted: str, sequence: int) -> None:
@@ -48,6 +52,18 @@ def test_finds(wanted: str, sequence: int) -> None:
 def test_not_found(wanted: str) -> None:
     with pytest.raises(NotFound, match="no recovery point"):
         select_point(POINTS, wanted, item="web-1")
+
+
+def test_a_time_as_it_is_shown_finds_the_point_it_was_shown_of() -> None:
+    late = replace(point(4, 40, Consistency.CRASH), time_ns=40 * SECOND + 361_900_000)
+    shown = format_time(late.time_ns)
+    assert select_point((*POINTS, late), shown, item="web-1").sequence == 4
+
+
+def test_without_an_application_consistent_point_it_says_what_makes_one() -> None:
+    with pytest.raises(NotFound, match="no application-consistent recovery point") as caught:
+        select_point((POINTS[0],), "latest-app-consistent", item="web-1")
+    assert "`leeward recovery-point create web-1` makes one" in str(caught.value)
 
 
 def test_none_made_yet() -> None:

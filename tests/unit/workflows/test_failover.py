@@ -50,7 +50,7 @@ def test_nor_after_a_failover_that_failed(made: Site) -> None:
     assert item(made).state is ItemState.DEGRADED
     with pytest.raises(Conflict, match="source stays stopped") as refused:
         made.service.machines.start("east", "web-1")
-    assert "disable protection" in str(refused.value)
+    assert "`leeward unprotect web-1` lets both run" in str(refused.value)
     made.run(made.service.disabling.disable("main", "web-1", delete_replica=False))
     made.service.machines.start("east", "web-1")
 
