@@ -12,6 +12,7 @@ help:
 	@echo "make scenario NAME=name   a whole scenario on real VMs: workload, nemesis and checker apart"
 	@echo "                          (postgres builds a Debian guest once; it takes minutes);"
 	@echo "                          consistency-group MUTANT=no-barrier plants a defect, to be noticed"
+	@echo "                          kill-everywhere VERBS=machines,item.* plays some of its rounds and verbs"
 	@echo "make campaign SEEDS=n      the data path at length, with faults, in simulation and for real; MUTANT=all plants defects"
 	@echo "make bench [BENCH=name]   measure: tap, guest-impact, rpo, initial-sync, scale, wire, …"
 	@echo "make clean                remove the virtual environment and caches"
@@ -36,7 +37,7 @@ faults: setup
 
 scenario:
 	@scripts/setup $(if $(filter postgres,$(NAME)),mmdebstrap)
-	@$(PYTHON) -m scenario "$(NAME)" "$(MUTANT)"
+	@VERBS="$(VERBS)" $(PYTHON) -m scenario "$(NAME)" "$(MUTANT)"
 
 campaign: setup
 	@$(PYTHON) -m tests.simulation.command "$(SEEDS)" "$(MUTANT)"

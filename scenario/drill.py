@@ -11,19 +11,16 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from demo.fire import processes_of
 from demo.poller import ask
 
-from leeward.daemons.places import run_directory
 from leeward.model.drills import DrillOutcome, DrillResult, ReadinessState
 from leeward.model.recovery import ItemState, Job, JobState
-from leeward.qemu.session import QmpSession
 from scenario.common import Findings, Result
-from scenario.leaks import homes_of
-from scenario.rig import GUEST_PORT, Part, Rig, create_vm
+from scenario.rig import GUEST_PORT, Part, Rig, create_vm, write_byte
 from scenario.stage import play
 
 PROBE = f'http:{GUEST_PORT}/check,text="ok": true,timeout=45s'
@@ -162,22 +159,11 @@ def service_moved(rig: Rig) -> Iterator[None]:
     image = next((rig.data / "regions" / "east").rglob("web-1-system.raw"))
     offset = image.read_bytes().index(LISTENS) + len(LISTENS) - 1
     try:
-        _write_byte(rig, offset, b"1")
+        write_byte(rig, offset, b"1")
         assert image.read_bytes()[offset : offset + 1] == b"1", "the write has not come through"
         yield
     finally:
-        _write_byte(rig, offset, b"0")
-
-
-def _write_byte(rig: Rig, offset: int, byte: bytes) -> None:
-    """The VM's system disk holds that byte there, written as its device writes."""
-    socket = run_directory(homes_of(rig.data)[0], "east-1") / "vm" / "web-1" / "spare"
-    device = "/machine/peripheral/dev-system/virtio-backend"
-    with closing(QmpSession.connect(socket)) as session:
-        session.execute(
-            "human-monitor-command",
-            {"command-line": f'qemu-io -d {device} "write -P {byte[0]:#x} {offset} 1"'},
-        )
+        write_byte(rig, offset, b"0")
 
 
 @contextmanager

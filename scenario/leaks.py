@@ -51,6 +51,12 @@ def homes_of(data: Path) -> tuple[Path, ...]:
     return tuple(sorted({*known, *regions.glob("*/hosts/*")}))
 
 
+def places_outside(home: Path) -> tuple[Path, ...]:
+    """Return the directories for sockets and shared memory that a host with that home uses."""
+    digest = hashlib.sha256(str(home).encode()).hexdigest()[:8]
+    return Path("/run/leeward", digest), Path(f"/dev/shm/leeward-{digest}-{home.name}")
+
+
 def _look(data: Path, namespaces_before: frozenset[str]) -> tuple[str, ...]:
     looks: tuple[Callable[[], list[str]], ...] = (
         lambda: [f"process {pid}: {_command_line(pid)}" for pid in processes_of(data)],
@@ -75,13 +81,7 @@ def _pids_in(name: str) -> list[str]:
 
 
 def _outside(data: Path) -> list[Path]:
-    """Return the directories for sockets and shared memory that the installation's hosts use."""
-    found = []
-    for home in homes_of(data):
-        digest = hashlib.sha256(str(home).encode()).hexdigest()[:8]
-        found.append(Path("/run/leeward", digest))
-        found.append(Path(f"/dev/shm/leeward-{digest}-{home.name}"))
-    return found
+    return [place for home in homes_of(data) for place in places_outside(home)]
 
 
 def _mounts() -> list[str]:

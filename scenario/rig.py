@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -30,9 +30,12 @@ from leeward.client.jobs import ENDED
 from leeward.client.rest import Rest
 from leeward.client.views import ItemView, MachineView
 from leeward.core.errors import LeewardError
+from leeward.daemons.places import run_directory
 from leeward.model.recovery import ItemState, Job, RecoveryPoint
 from leeward.model.resources import StorageAccount
 from leeward.protocol.messages import HydrationStatus
+from leeward.qemu.session import QmpSession
+from scenario.leaks import homes_of
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,6 +350,17 @@ def small_store(rig: Rig, account: str) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def write_byte(rig: Rig, offset: int, byte: bytes) -> None:
+    """The system disk of web-1 in east holds that byte there, written as its device writes."""
+    socket = run_directory(homes_of(rig.data)[0], "east-1") / "vm" / "web-1" / "spare"
+    device = "/machine/peripheral/dev-system/virtio-backend"
+    with closing(QmpSession.connect(socket)) as session:
+        session.execute(
+            "human-monitor-command",
+            {"command-line": f'qemu-io -d {device} "write -P {byte[0]:#x} {offset} 1"'},
+        )
 
 
 def create_vm(rig: Rig, *more: str) -> None:

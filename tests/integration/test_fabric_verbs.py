@@ -29,6 +29,7 @@ from leeward.fabric.records import Phase, Records, VmRecord
 from leeward.model.resources import PowerState
 from leeward.protocol.fabric import DiskSpec
 from leeward.qemu.machine import Accelerator
+from leeward.qemu.nbd_exports import ensure_nbd_server
 from leeward.qemu.nodes import block_nodes
 from leeward.qemu.overlay import OVERLAY_BITMAP, has_overlay_bitmap
 
@@ -67,8 +68,11 @@ def test_a_paused_vm_stands_until_started_and_has_the_promised_nodes(host: Rig) 
     assert driver.start_vm("empty", paused=True).power is PowerState.PAUSED
     with pytest.raises(Conflict, match="exists already"):
         driver.create_vm(replace(spec, memory_mib=65))
+    ensure_nbd_server(driver.qmp("empty"), driver.nbd_socket("empty"))
+    assert driver.nbd_socket("empty").is_socket()
     driver.delete_vm("empty")
     assert host.traces() == []
+    assert not driver.nbd_socket("empty").exists()
     with pytest.raises(NotFound):
         driver.vm_status("empty")
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from leeward.mobility.tap_client import (
     stop_watchdog,
     unreleased_journals,
 )
+from leeward.mobility.watchdog_client import locked
 from leeward.nbd.client import NbdClient
 
 pytestmark = pytest.mark.integration
@@ -275,6 +277,28 @@ def test_tap_and_watchdog_whose_starter_was_killed_at_once_are_found() -> None:
         assert again.status().breaks == 0
         again.close()
         assert unreleased_journals(config) == []
+
+
+def test_who_waits_for_a_lock_whose_file_is_deleted_shares_it_with_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    inside: list[str] = []
+
+    def enter() -> None:
+        with locked(path):
+            inside.append("in")
+            assert path.exists()
+            inside.append("out")
+
+    with locked(path):
+        threads = [threading.Thread(target=enter) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        path.unlink()
+        with locked(path):  # another file: who waited for the first must wait for this one
+            assert len(inside) % 2 == 0
+    for thread in threads:
+        thread.join(timeout=60)
+    assert inside == ["in", "out"] * 4
 
 
 def test_stop_leaves_only_the_journal() -> None:

@@ -6,7 +6,6 @@ composition root; the rooms below know nothing of each other's places.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -96,7 +95,7 @@ def build_agent(
         driver,
         directory / "recoveries",
         Exports(run_dir, directory),
-        hydrators(driver, run_dir),
+        hydrators(driver),
     )
     return HostAgent(
         driver,
@@ -180,7 +179,7 @@ def replicators(
                 run_dir=run_dir,
                 shm_dir=shm_dir,
                 data_dir=data_dir,
-                nbd_socket=nbd_socket(run_dir, spec.vm_id),
+                nbd_socket=driver.nbd_socket(spec.vm_id),
                 agent_socket=lambda: driver.agent_socket(spec.vm_id),
             ),
         )
@@ -188,9 +187,7 @@ def replicators(
     return make
 
 
-def hydrators(
-    driver: FabricDriver, run_dir: Path
-) -> Callable[[BootSpec, ExportPort], HydratorPort]:
+def hydrators(driver: FabricDriver) -> Callable[[BootSpec, ExportPort], HydratorPort]:
     """Return what makes a hydrator for a VM that reads from an export."""
 
     def make(boot: BootSpec, export: ExportPort) -> HydratorPort:
@@ -198,7 +195,7 @@ def hydrators(
         plan = HydrationPlan(
             vm_id=vm_id,
             disks=tuple(replica.disk for replica in boot.replicas),
-            nbd_socket=nbd_socket(run_dir, vm_id),
+            nbd_socket=driver.nbd_socket(vm_id),
         )
         return Hydrator(
             plan,
@@ -208,8 +205,3 @@ def hydrators(
         )
 
     return make
-
-
-def nbd_socket(run_dir: Path, vm_id: str) -> Path:
-    """Return where the VM's QEMU has its NBD server: one place, which sweep and hydration share."""
-    return run_dir / f"nbd-{hashlib.sha256(vm_id.encode()).hexdigest()[:12]}.sock"

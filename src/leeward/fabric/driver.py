@@ -157,6 +157,10 @@ class FabricDriver(Protocol):
         """Return the unix socket at which the agent inside the guest, if there is one, is reached
         by one client at a time."""
 
+    def nbd_socket(self, vm_id: str) -> Path:
+        """Return the unix socket at which the VM's QEMU has its NBD server, once somebody has
+        started it; it goes with QEMU."""
+
     def disk_nodes(self, vm_id: str) -> tuple[DiskNode, ...]:
         """Return the VM's disks in the order of its spec. Works while it is stopped too."""
 

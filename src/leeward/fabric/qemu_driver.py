@@ -26,7 +26,7 @@ from leeward.fabric.host_networks import HostNetworks
 from leeward.fabric.records import Phase, Records, VmRecord
 from leeward.fabric.tunnels import TunnelEnd
 from leeward.fabric.vm_disks import VmDisks, format_of, image_of, machine_disk
-from leeward.fabric.vms import VmFiles, VmProcesses, socket_directory
+from leeward.fabric.vms import VmFiles, VmProcesses, nbd_socket, socket_directory
 from leeward.model.resources import PowerState
 from leeward.observability.log import get_logger
 from leeward.protocol.drills import ConsoleView
@@ -324,6 +324,9 @@ class QemuDriver:
         self._record(vm_id)
         return self._files(vm_id).agent
 
+    def nbd_socket(self, vm_id: str) -> Path:
+        return nbd_socket(self._run_dir, vm_id)
+
     def disk_nodes(self, vm_id: str) -> tuple[DiskNode, ...]:
         record = self._record(vm_id)
         nodes = []
@@ -415,7 +418,11 @@ class QemuDriver:
         return [record.spec for record in self._vms.all()]
 
     def _files(self, vm_id: str) -> VmFiles:
-        return VmFiles(self._vms.home(vm_id), socket_directory(self._run_dir, vm_id))
+        return VmFiles(
+            home=self._vms.home(vm_id),
+            sockets=socket_directory(self._run_dir, vm_id),
+            nbd=self.nbd_socket(vm_id),
+        )
 
     def prepare(self) -> None:
         """Find out now what the first VM, in a failover perhaps, would have to wait for."""

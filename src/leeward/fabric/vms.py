@@ -35,10 +35,12 @@ _RUNNING = frozenset({"running", "debug", "watchdog", "colo", "finish-migrate"})
 
 @dataclass(frozen=True, slots=True)
 class VmFiles:
-    """Where a VM's process keeps its things. home: in the state directory; sockets: short paths."""
+    """Where a VM's process keeps its things. home: in the state directory; sockets: short paths.
+    nbd: where its NBD server listens once somebody reads its disks."""
 
     home: Path
     sockets: Path
+    nbd: Path
 
     @property
     def pid(self) -> Path:
@@ -78,6 +80,12 @@ def socket_directory(run_dir: Path, vm_id: str) -> Path:
         if len(str(directory / "spare")) <= SOCKET_PATH_MAX:
             return directory
     raise InvalidRequest(f"{run_dir} is too long a path for sockets", field="run_dir")
+
+
+def nbd_socket(run_dir: Path, vm_id: str) -> Path:
+    """Return where the VM's QEMU has its NBD server: one place, which all who read its disks
+    share."""
+    return run_dir / f"nbd-{hashlib.sha256(vm_id.encode()).hexdigest()[:12]}.sock"
 
 
 class VmProcesses:
@@ -219,7 +227,7 @@ class VmProcesses:
             processes.end(process, grace_seconds=0 if force else QUIT_SECONDS)
         self._hang_up(files)
         files.pid.unlink(missing_ok=True)
-        for socket in (files.qmp, files.spare_qmp, files.agent):
+        for socket in (files.qmp, files.spare_qmp, files.agent, files.nbd):
             socket.unlink(missing_ok=True)
         if files.sockets.exists() and not any(files.sockets.iterdir()):
             files.sockets.rmdir()

@@ -34,7 +34,7 @@ from leeward.mobility.release import free_vm
 from leeward.mobility.settings import Places, Tuning, tap_config
 from leeward.mobility.shared_cut import SharedAttempt
 from leeward.mobility.sweep import Sweep, SweepKind, remove_exports
-from leeward.mobility.tap_client import control_socket
+from leeward.mobility.tap_client import control_socket, forget_taps
 from leeward.mobility.taps import Taps
 from leeward.model.recovery import ReplicationState
 from leeward.object_store.store import ObjectStore
@@ -619,3 +619,5 @@ class Stream:
             self._taps = None
         self._freezes.delete()
         self._record.delete()
+        places = self._places
+        forget_taps(self._spec.item_id, run_dir=places.run_dir, data_dir=places.data_dir)

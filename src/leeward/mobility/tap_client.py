@@ -120,7 +120,7 @@ class Tap:
         """
         _check(config)
         ensure_watchdog(config.run_dir, config.data_dir)
-        with locked(config.run_dir / "tap" / f"{config.item_id}.lock"):
+        with locked(_lock_file(config.run_dir, config.item_id)):
             tap = _adopt(config) or _start(config)
             try:
                 _open_listener(config)
@@ -248,6 +248,26 @@ def _mark(got: dict[str, Any]) -> Mark:
     return Mark(int(got["position"]), int(got["time_ns"]), int(got["mark_id"]))
 
 
+def forget_taps(item_id: str, *, run_dir: Path, data_dir: Path) -> None:
+    """Make nothing tell of the item's taps, so that later ones are numbered anew. Idempotent.
+
+    None may run, no journal be there, and nobody have noted any.
+    """
+    lock = _lock_file(run_dir, item_id)
+    with locked(lock):
+        _counter(data_dir, item_id).unlink(missing_ok=True)
+        lock.unlink()
+
+
+def _lock_file(run_dir: Path, item_id: str) -> Path:
+    return run_dir / "tap" / f"{item_id}.lock"
+
+
+def _counter(data_dir: Path, item_id: str) -> Path:
+    """Return where the number of the item's last tap is kept."""
+    return data_dir / "tap" / f"{item_id}.instance"
+
+
 def _check(config: TapConfig) -> None:
     names = [name for name, _ in config.disks]
     if not 1 <= len(names) <= DISKS_MAX or len(set(names)) != len(names):
@@ -341,7 +361,7 @@ def _living(
 
 def _next_instance(config: TapConfig) -> int:
     """Return an instance number never used before, also if all journals have been dropped."""
-    counter = config.data_dir / "tap" / f"{config.item_id}.instance"
+    counter = _counter(config.data_dir, config.item_id)
     counter.parent.mkdir(parents=True, exist_ok=True)
     used = [int(directory.name) for directory in _journal_dirs(config)]
     with suppress(FileNotFoundError, ValueError):

@@ -130,6 +130,9 @@ class FakeDriver:
     def agent_socket(self, vm_id: str) -> Path:
         raise Unavailable("no QEMU here")
 
+    def nbd_socket(self, vm_id: str) -> Path:
+        raise Unavailable("no QEMU here")
+
     def disk_nodes(self, vm_id: str) -> tuple[DiskNode, ...]:
         self.vm_status(vm_id)
         return (
