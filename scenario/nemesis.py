@@ -41,7 +41,7 @@ class Nemesis:
         self._victims: tuple[Victim, ...] = ()
         self._turn = 0
         self._met: list[str] = []
-        self._steps: dict[Step, frozenset[Victim]] = {}
+        self._steps: dict[Step, set[Victim]] = {}
         self._struck: defaultdict[Step, set[Victim]] = defaultdict(set)
         self._chance = random.Random(SEED)
 
@@ -87,7 +87,7 @@ class Nemesis:
     def saw(self, job: Job) -> None:
         """The job had these steps."""
         for step in job.steps:
-            self._steps[(*self._where, step.name)] = frozenset(self._victims)
+            self._steps.setdefault((*self._where, step.name), set()).update(self._victims)
 
     def missed(self, name: str = "") -> list[str]:
         """Return a sentence for each who has not died at a step, of one round or of all."""

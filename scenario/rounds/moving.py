@@ -129,17 +129,41 @@ def _rebuild(rig: Rig) -> Job | None:
     return rig.client.rebuild_vaults(stores, region="west")
 
 
+def _stored(rig: Rig) -> list[str]:
+    """Return the items of which west has something."""
+    places = (rig.data / "regions" / "west" / "storage").glob("*/objects/items/*")
+    return sorted({path.name for path in places})
+
+
+def _delete_stored(rig: Rig) -> Job | None:
+    left = _stored(rig)
+    return rig.client.delete_replica(left[0], even_if_held=True) if left else None
+
+
+KEEP_REPLICA = Act(
+    verb="item.disable",
+    ask=partial(unprotect, delete=False),
+    holds=lambda rig: not rig.client.items(DEFAULT_VAULT) and _stored(rig),
+)
 KEPT = Round(
     name="kept",
     victims=(SERVICE, AGENT_EAST, AGENT_WEST, WORKER_WEST),
     begin=lambda rig: protected(rig, WEB),
     end=gone,
     acts=(
+        KEEP_REPLICA,
         Act(
-            verb="item.disable",
-            ask=partial(unprotect, delete=False),
-            holds=lambda rig: not rig.client.items(DEFAULT_VAULT),
+            verb="storage.replicas",
+            ask=lambda rig: rig.client.read_replicas("west", ""),
+            victims=(SERVICE, WORKER_WEST),
         ),
         Act(verb="vault.rebuild", ask=_rebuild, holds=lambda rig: rig.points()),
+        replace(KEEP_REPLICA, victims=(SERVICE,)),
+        Act(
+            verb="storage.delete-replica",
+            ask=_delete_stored,
+            holds=lambda rig: not _stored(rig),
+            victims=(SERVICE, WORKER_WEST),
+        ),
     ),
 )
