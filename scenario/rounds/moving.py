@@ -132,7 +132,7 @@ def _rebuild(rig: Rig) -> Job | None:
 def _stored(rig: Rig) -> list[str]:
     """Return the items of which west has something."""
     places = (rig.data / "regions" / "west" / "storage").glob("*/objects/items/*")
-    return sorted({path.name for path in places})
+    return sorted(path.name for path in places if any(each.is_file() for each in path.rglob("*")))
 
 
 def _delete_stored(rig: Rig) -> Job | None:
