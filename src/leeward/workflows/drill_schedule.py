@@ -8,6 +8,8 @@ says why; none begins while a failover is under way.
 
 from __future__ import annotations
 
+import re
+
 from leeward.core.errors import LeewardError
 from leeward.core.units import format_seconds
 from leeward.model.drills import Drill, PlanDrill
@@ -88,7 +90,7 @@ class DrillSchedule:
         return len(drills_in(records, region)) >= DRILLS_PER_HOST * max(1, hosts)
 
     def _wait(self, drill: AnyDrill, reason: str) -> None:
-        if self._waits.get(_key(drill)) != reason:
+        if _sense(self._waits.get(_key(drill), "")) != _sense(reason):
             self._waits[_key(drill)] = reason
             sentence = f"{_name(drill)}: its drill is due and waits: {reason}"
             self._tell(drill, "drill_waits", sentence)
@@ -105,6 +107,12 @@ class DrillSchedule:
 def due_ns(drill: AnyDrill) -> int:
     """Return when the drill is due next."""
     return max(drill.since_ns, drill.begun_ns) + drill.every_seconds * 10**9
+
+
+def _sense(reason: str) -> str:
+    """Return the reason without its figures: memory available differs at every look, and is no news
+    each time."""
+    return re.sub(r"\d+", "", reason)
 
 
 def _is_of_plan(drill: AnyDrill) -> bool:

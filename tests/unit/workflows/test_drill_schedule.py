@@ -104,6 +104,20 @@ def test_one_that_cannot_begin_says_why_once_and_begins_later(made: Site, hours:
     assert len(drills(made)) == 1
 
 
+def test_a_reason_that_differs_by_its_figures_only_is_told_once(
+    made: Site, hours: Hours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours.hours += 1
+    schedule = DrillSchedule(made.service.bench, made.service.drills, made.service.plan_drills)
+    for available in (3, 5, 4):
+        monkeypatch.setattr(
+            made.service.bench.live, "memory_available_mib", lambda _, mib=available: mib
+        )
+        schedule.tick()
+    (told,) = events(made, "drill_waits")
+    assert "of memory" in told
+
+
 def test_without_a_schedule_nothing_begins(made: Site, hours: Hours) -> None:
     made.service.drills.put(Drill(name="web-1", vault="main"))
     hours.hours += 100
