@@ -19,7 +19,7 @@ from leeward.workflows.engine import Json
 from leeward.workflows.failover_verbs import FailoverVerbs
 from leeward.workflows.job import RunningJob, StepProgress
 from leeward.workflows.jobs import Jobs
-from leeward.workflows.monitor import item_key, item_target
+from leeward.workflows.monitor import item_key
 from leeward.workflows.planned_verbs import PlannedVerbs
 
 _LOOK_SECONDS = 0.5
@@ -101,12 +101,11 @@ class SideBySide:
     def _submit(self, move: Move, key: IdempotencyKey) -> str:
         with self._bench.vault.read() as records:
             item = records.items.get(move.vault, move.item).item
-            targets = item_target(move.item)
-            under_way = [records.jobs.open_on(verb, targets) for verb in _FAILOVERS]
+            under_way = records.jobs.open_of_item(item.id)
         if item.state in DONE:
             return ""
         for other in under_way if item.state is ItemState.FAILING_OVER else ():
-            if other is not None:
+            if other.verb in _FAILOVERS:
                 return other.id
         if move.planned:
             return self._planned.failover(

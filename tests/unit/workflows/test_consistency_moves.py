@@ -183,6 +183,29 @@ def test_a_group_follows_one_that_is_on_its_way_to_a_shared_point(shop: Shop) ->
     assert points(shop) == dict.fromkeys(NAMES, "rp-1-7")
 
 
+def test_a_group_waits_for_its_own_items_failover_not_for_a_namesakes(shop: Shop) -> None:
+    own = shop.service.failovers.failover("main", "db-1", "rp-1-7")
+    with shop.made.vault.write() as records:
+        records.jobs.create(
+            job_id="job-elsewhere",
+            verb="item.failover",
+            target=own.target,
+            arguments={"item_id": "i-elsewhere"},
+            now_ns=own.created_ns + 10**12,
+        )
+    before = shop.made.engine.before_step
+
+    def fail_elsewhere(name: str) -> None:
+        if name == "db-1":
+            with shop.made.vault.write() as records:
+                records.jobs.end("job-elsewhere", JobState.FAILED, now_ns=1, error="elsewhere")
+        before(name)
+
+    shop.made.engine.before_step = fail_elsewhere
+    moved(shop)
+    assert points(shop) == dict.fromkeys(NAMES, "rp-1-7")
+
+
 # --- test failover
 
 
