@@ -16,7 +16,7 @@ from leeward.model.recovery import Job, Rehearsal
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
-from leeward.workflows.consistency import GROUP_CLEAN_UP, GROUP_TEST, group_target
+from leeward.workflows.consistency import GROUP_CLEAN_UP, GROUP_TESTS, group_target
 from leeward.workflows.drill_records import PLAN_DRILL
 from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob
@@ -49,7 +49,9 @@ class CleanUp:
         def prepare(records: Records) -> CleanUpArguments:
             records.resources.get(RecoveryPlan, vault, name)
             found = _rehearsals(records, vault, lambda test: test.plan == name)
-            _check_resting(records, f"plan {name}", target, (*PLAN_RUNS, PLAN_DRILL), found)
+            _check_resting(
+                records, f"plan {name}", target, (*PLAN_RUNS, PLAN_DRILL, PLAN_CLEAN_UP), found
+            )
             if not found:
                 raise Conflict(
                     f"plan {name} has no test VMs",
@@ -68,7 +70,7 @@ class CleanUp:
         def prepare(records: Records) -> CleanUpArguments:
             records.resources.get(ConsistencyGroup, vault, name)
             found = _rehearsals(records, vault, lambda test: test.group == name)
-            _check_resting(records, f"group {name}", target, (GROUP_TEST,), found)
+            _check_resting(records, f"group {name}", target, GROUP_TESTS, found)
             if not found:
                 raise Conflict(
                     f"group {name} has no test VMs",

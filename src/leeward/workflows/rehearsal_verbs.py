@@ -22,10 +22,11 @@ from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import item_target
-from leeward.workflows.plan_jobs import plan_target
+from leeward.workflows.plan_jobs import PLAN_CLEAN_UP, plan_target
 from leeward.workflows.rehearsing import BOOT_SECONDS, Rehearsing, Together
 
-_BEGINNING = frozenset({"item.test-failover", "item.drill"})
+_CLEAN_UP = "item.test-failover-cleanup"
+_AT_IT = frozenset({"item.test-failover", "item.drill", _CLEAN_UP})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +81,11 @@ class RehearsalVerbs:
     def clean_up(self, vault: str, name: str, key: IdempotencyKey | None = None) -> Job:
         """Return the job that removes every trace of the item's test VM, the one under way if there
         is one. Raises: NotFound; Conflict when there is none, or it is of a job under way."""
-        target = item_target(name)
-        if job := self._jobs().under_way("item.test-failover-cleanup", target):
-            return job
+        with self._bench.vault.read() as records:
+            open_jobs = records.jobs.open_of_item(records.items.get(vault, name).item.id)
+        for job in open_jobs:
+            if job.verb == _CLEAN_UP:
+                return job
 
         def prepare(records: Records) -> RehearsalArguments:
             item = records.items.get(vault, name).item
@@ -92,21 +95,22 @@ class RehearsalVerbs:
                     field="item",
                     hint=f"`leeward test-failover {name}` makes one",
                 )
-            beginning = [j for j in records.jobs.open_of_item(item.id) if j.verb in _BEGINNING]
+            at_it = [j for j in records.jobs.open_of_item(item.id) if j.verb in _AT_IT]
             if item.rehearsal.group:
                 target = group_target(vault, item.rehearsal.group)
-                beginning += [j for v in GROUP_TESTS if (j := records.jobs.open_on(v, target))]
+                at_it += [j for v in GROUP_TESTS if (j := records.jobs.open_on(v, target))]
             if item.rehearsal.plan:
                 target = plan_target(vault, item.rehearsal.plan)
-                beginning += [j for j in (records.jobs.open_on(PLAN_DRILL, target),) if j]
-            for open_job in beginning:
+                verbs = (PLAN_DRILL, PLAN_CLEAN_UP)
+                at_it += [j for v in verbs if (j := records.jobs.open_on(v, target))]
+            for open_job in at_it:
                 raise Conflict(
                     f"the test VM of {name} belongs to {open_job.id}, which is under way",
                     hint=f"wait for it: `leeward job wait {open_job.id}`",
                 )
             return RehearsalArguments(item_id=item.id, rehearsal=item.rehearsal)
 
-        return self._jobs().submit("item.test-failover-cleanup", target, prepare, key)
+        return self._jobs().submit(_CLEAN_UP, item_target(name), prepare, key)
 
     # --- running
 
@@ -127,7 +131,7 @@ class RehearsalVerbs:
             job.undo_orders("clean up", lambda: self._rehearsing.end_orders(rehearsal))
             job.step(
                 "forget",
-                lambda _: self._rehearsing.forget(item_id, "its test failover failed"),
+                lambda _: self._rehearsing.forget(item_id, rehearsal, "its test failover failed"),
                 dict[str, object],
                 is_undo=True,
             )
@@ -145,14 +149,16 @@ class RehearsalVerbs:
     def run_clean_up(self, job: RunningJob) -> Json:
         """Nothing of the test VM is left: VM, disks, export, networks."""
         arguments = job.arguments(RehearsalArguments)
+        item_id, rehearsal = arguments.item_id, arguments.rehearsal
+        sentence = "its test VM has been cleaned up"
         job.orders(
             "clean up",
-            lambda: self._rehearsing.end_orders(arguments.rehearsal),
+            lambda: self._rehearsing.end_orders(rehearsal),
             dict[str, object],
         )
         job.record_step(
             "record",
-            lambda: self._rehearsing.forget(arguments.item_id, "its test VM has been cleaned up"),
+            lambda: self._rehearsing.forget(item_id, rehearsal, sentence),
             dict[str, object],
         )
         return {}

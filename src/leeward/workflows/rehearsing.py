@@ -173,11 +173,12 @@ class Rehearsing:
         with self._bench.vault.read() as records:
             return Order(node=self._agent(records, rehearsal), verb=verb, arguments=arguments)
 
-    def forget(self, item_id: str, sentence: str) -> Json:
-        """The item has no test VM; the sentence says why, in its events."""
+    def forget(self, item_id: str, rehearsal: Rehearsal, sentence: str) -> Json:
+        """The item has that test VM no more; the sentence says why, in its events. One that was
+        begun since stays."""
         with self._bench.vault.write() as records:
             record = records.items.find(item_id)
-            if record is not None and record.item.rehearsal is not None:
+            if record is not None and record.item.rehearsal == rehearsal:
                 records.items.update(replace(record, item=replace(record.item, rehearsal=None)))
                 self._bench.record_event(
                     records,
@@ -188,9 +189,9 @@ class Rehearsing:
         return {}
 
     def forget_all(self, rehearsals: Mapping[str, Rehearsal], sentence: str) -> Json:
-        """The items have no test VMs. rehearsals: by item."""
-        for item_id in rehearsals:
-            self.forget(item_id, sentence)
+        """The items have these test VMs no more. rehearsals: by item."""
+        for item_id, rehearsal in rehearsals.items():
+            self.forget(item_id, rehearsal, sentence)
         return {}
 
     def record_running(self, item_id: str, rehearsal: Rehearsal, where: str) -> None:

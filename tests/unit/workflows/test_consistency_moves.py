@@ -24,6 +24,7 @@ from leeward.model.recovery import ItemState, Job, JobState, Rehearsal
 from leeward.model.resources import NetworkInterface, VirtualMachine
 from leeward.protocol.fabric import BootSpec
 from leeward.protocol.messages import NodeStatus, Verb
+from leeward.workflows.rehearsing import Rehearsing
 
 NAMES = ("db-1", "web-1")
 SHARED = PlanOptions(recovery_point="latest-shared")
@@ -291,6 +292,28 @@ def test_one_test_vm_is_not_taken_away_while_the_others_begin(shop: Shop) -> Non
     assert shop.made.run(alone).state is JobState.SUCCEEDED
     assert shop.made.run(clean_up(shop)).state is JobState.SUCCEEDED
     assert rehearsals(shop) == dict.fromkeys(NAMES)
+
+
+def test_a_clean_up_leaves_alone_a_test_that_began_since(shop: Shop) -> None:
+    assert shop.made.run(start_test(shop)).state is JobState.SUCCEEDED
+    cleaning = clean_up(shop)
+    begun: list[Job] = []
+    before = shop.made.engine.before_step
+
+    def begin_anew(name: str) -> None:
+        before(name)
+        if name == "record" and not begun:
+            record = shop.item("web-1")
+            assert record.rehearsal is not None
+            Rehearsing(shop.service.bench).forget(record.id, record.rehearsal, "it is gone")
+            begun.append(shop.service.rehearsals.start("main", "web-1"))
+
+    shop.made.engine.before_step = begin_anew
+    assert shop.made.run(cleaning).state is JobState.SUCCEEDED
+    left = rehearsals(shop)
+    assert left["db-1"] is None
+    assert left["web-1"] is not None, "the vault forgot a test VM that runs"
+    assert left["web-1"].group == ""
 
 
 # --- in plans

@@ -247,3 +247,13 @@ def test_a_plan_whose_vms_are_taken_is_not_tested(made: Site) -> None:
     job = made.service.plans.test("main", "site", "latest")
     with pytest.raises(Conflict, match=job.id):
         made.service.clean_ups.clean_up_plan("main", "site")
+
+
+def test_a_test_vm_is_not_taken_away_twice_at_once(made: Site) -> None:
+    made.service.plans.put(plan())
+    assert made.run(made.service.plans.test("main", "site", "latest")).state is JobState.SUCCEEDED
+    cleaning = made.service.clean_ups.clean_up_plan("main", "site")
+    with pytest.raises(Conflict, match=cleaning.id):
+        made.service.rehearsals.clean_up("main", "web-1")
+    assert made.run(cleaning).state is JobState.SUCCEEDED
+    assert rehearsal(made) is None

@@ -101,6 +101,23 @@ def test_clean_up_takes_vm_and_networks_away(made: Site) -> None:
         made.service.rehearsals.clean_up("main", "web-1")
 
 
+def test_clean_up_is_not_that_of_an_item_of_the_same_name_in_another_vault(made: Site) -> None:
+    start(made)
+    with made.vault.write() as records:
+        records.jobs.create(
+            job_id="job-elsewhere",
+            verb="item.test-failover-cleanup",
+            target="item/web-1",
+            arguments={"item_id": "i-elsewhere"},
+            now_ns=1,
+        )
+    job = made.service.rehearsals.clean_up("main", "web-1")
+    assert job.id != "job-elsewhere"
+    assert made.service.rehearsals.clean_up("main", "web-1").id == job.id
+    assert made.run(job).state is JobState.SUCCEEDED
+    assert rehearsal(made) is None
+
+
 def test_one_that_does_not_boot_leaves_nothing(made: Site) -> None:
     made.refuse[Verb.RECOVERY_BOOT] = HypervisorRefused("no")
     job = made.run(made.service.rehearsals.start("main", "web-1"))
