@@ -1,7 +1,9 @@
 """The durable engine on DBOS, with SQLite or PostgreSQL under it.
 
 Owns: everything DBOS. Must not know: what jobs do. DBOS is one per process, so is this engine; only
-the service process may launch it, since two with one executor id would run steps twice.
+the service process may launch it, since two with one executor id would run steps twice. A step's
+result that a full disk does not take waits until there is space: the step has happened, and a job
+cut short there could neither go on nor undo what it did.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from datetime import UTC, datetime
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 from leeward.core.errors import Unavailable
+from leeward.vault.full_disk import space_awaited
 from leeward.workflows.engine import Body, Json
+from leeward.workflows.signals import ServiceStopping
 
 _APPLICATION = "leeward"
 _EXECUTOR = "service"
@@ -30,13 +34,23 @@ _body: Body | None = None
 
 class _DbosSteps:
     def run(self, name: str, action: Callable[[], Json]) -> Json:
-        return DBOS.run_step({"name": name}, action)
+        def act() -> Json:
+            with space_awaited(None):
+                return action()
+
+        with space_awaited(_check_running):
+            return DBOS.run_step({"name": name}, act)
 
 
 @DBOS.workflow(name="leeward-job", max_recovery_attempts=None)
 def _run_job(job_id: str) -> None:
     assert _body is not None, "launched before it runs"
     _body(job_id, _DbosSteps())
+
+
+def _check_running() -> None:
+    if _body is None:  # nobody waits any more: the job goes on from here at the next start
+        raise ServiceStopping
 
 
 class DbosEngine:
