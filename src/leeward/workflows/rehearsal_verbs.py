@@ -81,6 +81,8 @@ class RehearsalVerbs:
     def clean_up(self, vault: str, name: str, key: IdempotencyKey | None = None) -> Job:
         """Return the job that removes every trace of the item's test VM, the one under way if there
         is one. Raises: NotFound; Conflict when there is none, or it is of a job under way."""
+        if before := self._jobs().replayed(key):
+            return before
         with self._bench.vault.read() as records:
             open_jobs = records.jobs.open_of_item(records.items.get(vault, name).item.id)
         for job in open_jobs:

@@ -25,6 +25,7 @@ from leeward.protection.options import ProtectOptions
 from leeward.protection.update import ItemChanges
 from leeward.protocol.fabric import BootSpec, NetworkSpec
 from leeward.protocol.messages import Verb
+from leeward.vault.jobs import IdempotencyKey
 
 
 @pytest.fixture
@@ -116,6 +117,16 @@ def test_clean_up_is_not_that_of_an_item_of_the_same_name_in_another_vault(made:
     assert made.service.rehearsals.clean_up("main", "web-1").id == job.id
     assert made.run(job).state is JobState.SUCCEEDED
     assert rehearsal(made) is None
+
+
+def test_a_repeated_clean_up_is_the_same_job_though_the_item_has_gone(made: Site) -> None:
+    start(made)
+    key = IdempotencyKey(key="k", fingerprint="f")
+    job = made.service.rehearsals.clean_up("main", "web-1", key)
+    assert made.run(job).state is JobState.SUCCEEDED
+    with made.vault.write() as records:
+        records.items.delete(records.items.get("main", "web-1").item.id)
+    assert made.service.rehearsals.clean_up("main", "web-1", key).id == job.id
 
 
 def test_one_that_does_not_boot_leaves_nothing(made: Site) -> None:
