@@ -6,7 +6,7 @@ Owns: putting the room together. Must not know: routes. What the api room is giv
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -229,17 +229,14 @@ class Service:
         for turn in count(1):
             if self._stopping.wait(_TAKE_UP_SECONDS):
                 return
-            try:
-                self.jobs.take_up()
-                self.workers.tick()
-                self.drill_schedule.tick()
-                self.trim_schedule.tick()
-                if turn % _HOUSEKEEPING_TURNS == 0:
-                    self.clean_up()
-            except LeewardError as error:
-                log.warning("housekeeping_failed", error=str(error))
-            except Exception:
-                log.exception("housekeeping_broken")
+            for chore in (
+                self.jobs.take_up,
+                self.workers.tick,
+                self.drill_schedule.tick,
+                self.trim_schedule.tick,
+                *([] if turn % _HOUSEKEEPING_TURNS else [self.clean_up]),
+            ):
+                _do(chore)
 
     def clean_up(self) -> None:
         """Old idempotency keys, jobs, commands, events and workflow records are gone."""
@@ -250,6 +247,16 @@ class Service:
             records.events.purge(before_ns=now - _EVENTS_NS, count_max=_EVENTS_MAX)
             records.nodes.purge_tokens(expired_before_ns=now - _JOBS_NS)
         self._engine.forget(ended_before_ns=now - _JOBS_NS)
+
+
+def _do(chore: Callable[[], None]) -> None:
+    """One chore that cannot be done keeps none from being done after it."""
+    try:
+        chore()
+    except LeewardError as error:
+        log.warning("housekeeping_failed", error=str(error))
+    except Exception:
+        log.exception("housekeeping_broken")
 
 
 def open_service(directory: Path, database_url: str = "") -> Service:

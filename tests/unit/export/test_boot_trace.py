@@ -190,11 +190,15 @@ def test_a_trace_is_fetched(executor: ThreadPoolExecutor) -> None:
 
 
 def test_a_place_that_cannot_be_read_stops_nothing_else(executor: ThreadPoolExecutor) -> None:
-    disk = Disk()
-    disk.failure = SegmentCorrupt("rot")
+    class Rotten(Disk):
+        def read(self, offset: int, length: int) -> bytes:
+            if offset == 4 * CHUNK:
+                raise SegmentCorrupt("rot")
+            return super().read(offset, length)
+
+    disk = Rotten()
     Prefetch(disk, range(0, 512, 4), executor).start()
-    disk.failure = None
-    _wait_until(lambda: (127 * 4 * CHUNK, CHUNK) in disk.reads)
+    _wait_until(lambda: len(disk.reads) == 127)
 
 
 def test_a_store_that_is_away_is_waited_for_and_an_end_ends_it(
