@@ -280,6 +280,26 @@ def test_create_file_store_is_idempotent_but_takes_no_foreign_directory(tmp_path
         create_file_store(tmp_path / "other" / "file")
 
 
+@pytest.mark.parametrize("moment", ["is_dir", "exists"])
+def test_two_hosts_may_make_the_same_file_store_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The other one makes it, and stores something, just after this one has found it lacking."""
+    root, real = tmp_path / "store", getattr(Path, moment)
+    late = [root] if moment == "is_dir" else [root / MARKER]
+
+    def look(path: Path) -> bool:
+        found = bool(real(path))
+        if path in late:
+            late.clear()
+            create_file_store(root).create("x", b"1")
+        return found
+
+    monkeypatch.setattr(Path, moment, look)
+    assert create_file_store(root).get("x") == b"1"
+    assert not late
+
+
 def test_one_name_inside_another_is_refused(tmp_path: Path) -> None:
     store = create_file_store(tmp_path / "store")
     store.create("a/x", b"1")

@@ -6,16 +6,20 @@ when it is whole.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import mmap
 import os
 import subprocess
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from leeward.core.errors import Conflict, InvalidRequest, Unavailable
 from leeward.core.units import SECTOR
@@ -25,6 +29,8 @@ from leeward.qemu.overlay import create_overlay
 FORMATS = ("raw", "qcow2")
 IMPORT_SECONDS = 3600.0
 QUICK_SECONDS = 30.0
+OPEN_SECONDS = 10.0
+"""How long a program takes to open what it writes, at most, on a machine that has much to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,37 +72,55 @@ def create_image(path: Path, disk: DiskSpec) -> None:
     Raises: InvalidRequest when there is no such image or it is larger than the disk; Unavailable
     when it cannot be written.
     """
-    partial = _partial(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _making(path) as (partial, held):
         if disk.image:
-            _import(partial, disk)
+            _import(partial, disk, held)
         else:
-            _create_empty(partial, disk)
+            _create_empty(partial, disk, held)
         _settle(partial, path)
-    except OSError as error:
-        raise Unavailable(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def create_overlay_image(path: Path, disk: DiskSpec, base_socket: Path) -> None:
     """Make `path` an empty overlay as large as the disk, or as the base if no size is given."""
     size_bytes = disk.size_bytes or _base_size(disk.name, base_socket)
+    with _making(path) as (partial, held):
+        create_overlay(partial, size_bytes, held=held)
+        _settle(partial, path)
+
+
+@contextmanager
+def _making(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Give the name that the image has until it is whole, and a file to be kept open by whatever
+    makes it: locked, it tells who takes the image away that an agent's child has outlived it."""
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        create_overlay(partial, size_bytes)
-        _settle(partial, path)
+        with partial.open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
+            yield partial, held
     except OSError as error:
         raise Unavailable(f"cannot write {path}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
+def _wait_made(partial: Path) -> None:
+    """Return when nothing makes the image any more, or has had time to open it at least: what
+    opens it later than it was taken away would make it once more."""
+    deadline = time.monotonic() + OPEN_SECONDS
+    with suppress(FileNotFoundError), partial.open("r+b") as file:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.01)
+
+
 def delete_image(path: Path) -> None:
     """Make neither the image nor a part of it exist. Idempotent."""
     try:
+        _wait_made(_partial(path))
         _partial(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -171,17 +195,17 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _create_empty(path: Path, disk: DiskSpec) -> None:
+def _create_empty(path: Path, disk: DiskSpec, held: BinaryIO) -> None:
     if disk.size_bytes <= 0 or disk.size_bytes % SECTOR:
         raise InvalidRequest(
             f"disk {disk.name}: {disk.size_bytes} bytes is no size for an empty disk",
             field="size_bytes",
             hint="a multiple of 512",
         )
-    _qemu_img("create", "-q", "-f", disk.format, str(path), str(disk.size_bytes))
+    _qemu_img("create", "-q", "-f", disk.format, str(path), str(disk.size_bytes), held=held)
 
 
-def _import(path: Path, disk: DiskSpec) -> None:
+def _import(path: Path, disk: DiskSpec, held: BinaryIO) -> None:
     source = Path(disk.image)
     if not source.is_file():
         raise InvalidRequest(f"disk {disk.name}: there is no image {source}", field="image")
@@ -198,12 +222,14 @@ def _import(path: Path, disk: DiskSpec) -> None:
             field="size_bytes",
         )
     if info.format == disk.format == "raw":
-        _run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(path))
+        copy = ("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(path))
+        _run(*copy, held=held)
     else:
         formats = ("-f", info.format, "-O", disk.format)
-        _qemu_img("convert", "-q", *formats, str(source), str(path), seconds=IMPORT_SECONDS)
+        convert = ("convert", "-q", *formats, str(source), str(path))
+        _qemu_img(*convert, seconds=IMPORT_SECONDS, held=held)
     if disk.size_bytes > info.size_bytes:
-        _qemu_img("resize", "-q", "-f", disk.format, str(path), str(disk.size_bytes))
+        _qemu_img("resize", "-q", "-f", disk.format, str(path), str(disk.size_bytes), held=held)
 
 
 def _settle(partial: Path, path: Path) -> None:
@@ -236,15 +262,15 @@ def _inspect(name: str, *options: str) -> ImageInfo:
     )
 
 
-def _qemu_img(*arguments: str, seconds: float = QUICK_SECONDS) -> str:
-    return _run("qemu-img", *arguments, seconds=seconds)
+def _qemu_img(*arguments: str, seconds: float = QUICK_SECONDS, held: BinaryIO | None = None) -> str:
+    return _run("qemu-img", *arguments, seconds=seconds, held=held)
 
 
-def _run(*argv: str, seconds: float = IMPORT_SECONDS) -> str:
+def _run(*argv: str, seconds: float = IMPORT_SECONDS, held: BinaryIO | None = None) -> str:
     try:
         done = subprocess.run(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=held or subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",

@@ -304,11 +304,12 @@ def _fsync_directory(path: str | Path) -> None:
 def _make_directories(root: Path) -> None:
     if root.is_dir():
         return
-    if root.exists():
-        raise InvalidRequest(f"{root} is not a directory", field="path")
     _make_directories(root.parent)
-    with suppress(FileExistsError):
+    try:
         root.mkdir(mode=0o750)
+    except FileExistsError as error:  # another host may have made it just now
+        if not root.is_dir():
+            raise InvalidRequest(f"{root} is not a directory", field="path") from error
     _fsync_directory(root.parent)
 
 
@@ -316,6 +317,8 @@ def _write_marker(root: Path) -> None:
     foreign = [
         entry for entry in os.listdir(root) if entry != "lost+found" and not entry.startswith("~")
     ]
+    if (root / MARKER).exists():  # another host was quicker, and things are stored already
+        return
     if foreign:
         raise InvalidRequest(
             f"{root} holds other files ({foreign[0]}, ...)",

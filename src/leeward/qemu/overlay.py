@@ -14,6 +14,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from leeward.core.errors import InvalidRequest, Unavailable
 from leeward.qemu.bitmaps import granularity_for
@@ -30,15 +31,22 @@ OPEN_SECONDS = 10
 CREATE_SECONDS = 30.0
 
 
-def create_overlay(path: Path, size_bytes: int) -> None:
+def create_overlay(path: Path, size_bytes: int, *, held: BinaryIO | None = None) -> None:
     """Make `path` an empty qcow2 of that size, naming no backing file: the base is given as a
-    node, for changing a backing file's name is refused while a mirror is attached.
+    node, for changing a backing file's name is refused while a mirror is attached. held: a file
+    that what does it keeps open, so that its lock tells of it.
 
     Raises: Unavailable when it cannot be written; InvalidRequest when qemu-img is not installed.
     """
     argv = ("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size_bytes))
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=CREATE_SECONDS, check=False)
+        done = subprocess.run(
+            argv,
+            stdin=held or subprocess.DEVNULL,
+            capture_output=True,
+            timeout=CREATE_SECONDS,
+            check=False,
+        )
     except FileNotFoundError as error:
         raise InvalidRequest("qemu-img is not installed") from error
     except subprocess.TimeoutExpired as error:
