@@ -123,6 +123,7 @@ class ProcessingNode:
         self._make_loop = make_loop
         self._erase = erase
         self._lock = threading.Lock()
+        self._ending = threading.Lock()
         self._items: dict[str, _Item] = {}
         self._changed: Callable[[], None] = lambda: None
         self._verbs: Mapping[Verb, Callable[[dict[str, Any]], object]] = {
@@ -207,6 +208,7 @@ class ProcessingNode:
         """The item is not processed any more and forgotten; with `delete` erased too."""
         item = self._items.get(wanted.item_id)
         if item is None:
+            self._forget(wanted)
             return
         item.loop.stop()
         if wanted.delete:
@@ -216,14 +218,33 @@ class ProcessingNode:
         self._remove(wanted.item_id)
         self._records.delete(wanted.item_id)
 
+    def _forget(self, wanted: _Stop) -> None:
+        """An item that is only remembered here is not any more: the worker before has been killed
+        while it erased it, or it could not be taken up again. Whoever asks takes its stores away
+        next: they are answered when nothing is being erased there."""
+        record = self._records.get(wanted.item_id)
+        if record is None:
+            return
+        if wanted.delete and not record.is_ending:
+            record = replace(record, is_ending=True)
+            self._records.put(wanted.item_id, record)
+        if record.is_ending:
+            self._end(record)
+        self._records.delete(wanted.item_id)
+
     def _finish_ending(self, record: ProcessingRecord) -> None:
         """What an earlier worker began to erase is gone, unless its stores cannot be reached."""
-        item_id = record.spec.item_id
         try:
-            self._erase(record.spec)
-            self._records.delete(item_id)
+            self._end(record)
         except LeewardError as error:
-            log.warning("item_not_erased", item=item_id, error=str(error))
+            log.warning("item_not_erased", item=record.spec.item_id, error=str(error))
+
+    def _end(self, record: ProcessingRecord) -> None:
+        """The item is erased and forgotten, by whoever comes first."""
+        with self._ending:
+            if self._records.get(record.spec.item_id) is not None:
+                self._erase(record.spec)
+                self._records.delete(record.spec.item_id)
 
     def _erase_replica(self, stores: StoresPort, wanted: ErasureSpec) -> None:
         """The store has nothing of the item any more. Raises: Conflict for what is processed here,

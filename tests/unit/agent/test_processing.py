@@ -95,6 +95,7 @@ class Worker:
         self.erased: list[str] = []
         self.has_erased = threading.Event()
         self.refuse_erase: Unavailable | None = None
+        self.refuse_loop: Unavailable | None = None
         self.changes = 0
 
     def find_items(self, urls: Sequence[str]) -> FoundItems:
@@ -110,6 +111,8 @@ class Worker:
         def make(
             given: ProcessingSpec, is_resumed: bool, on_change: Callable[[], None]
         ) -> FakeLoop:
+            if self.refuse_loop:
+                raise self.refuse_loop
             self.loops.append(FakeLoop(given, is_resumed, on_change))
             return self.loops[-1]
 
@@ -126,6 +129,9 @@ class Worker:
         node.on_change(note)
         node.resume()
         return node
+
+    def remembers(self, item_id: str) -> bool:
+        return (self._directory / "items" / f"{item_id}.json").exists()
 
 
 @pytest.fixture
@@ -274,6 +280,34 @@ def test_an_erasure_cut_short_is_finished_by_the_next_worker_and_not_processed(
     assert worker.start().status().processings == ()
     assert worker.has_erased.wait(60)
     assert len(worker.loops) == 1
+
+
+def test_whoever_asks_again_for_an_end_that_was_cut_short_is_answered_when_it_is_done(
+    worker: Worker,
+) -> None:
+    """The stores are taken away after the answer; the erasure would fail in them for good."""
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.refuse_erase = Unavailable("the store is slow")
+    with pytest.raises(Unavailable):
+        do(node, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
+    again = worker.start()
+    with pytest.raises(Unavailable):
+        do(again, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
+    worker.refuse_erase = None
+    do(again, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
+    assert worker.erased == ["item-1"]
+    assert not worker.remembers("item-1")
+
+
+def test_an_item_that_could_not_be_taken_up_again_is_forgotten_when_it_is_stopped(
+    worker: Worker,
+) -> None:
+    do(worker.start(), Verb.PROCESSING_START, spec())
+    worker.refuse_loop = Unavailable("the store is away")
+    again = worker.start()
+    do(again, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": False})
+    assert not worker.remembers("item-1")
 
 
 def test_what_takes_long_holds_up_no_other_command_of_its_item(worker: Worker) -> None:
