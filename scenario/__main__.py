@@ -19,8 +19,9 @@ from pathlib import Path
 from scenario.common import Result, print_result, seconds_since
 
 _NOT_SCENARIOS = {
-    *("__init__", "__main__", "capture", "checker", "common", "gate", "leaks", "mutants"),
-    *("nemesis", "postgres_client", "postgres_load", "rig", "stage", "traces"),
+    *("__init__", "__main__", "capture", "checker", "common", "leaks", "mutants", "page"),
+    *("operations_machines", "operations_not_run"),
+    *("postgres_client", "postgres_load", "rig", "stage"),
 }
 
 

@@ -30,6 +30,7 @@ from scenario.stage import play
 from scenario.traces import find_traces, wait_same
 
 SETTLE_SECONDS = 60.0
+BACK_SECONDS = 120.0
 JOB_SECONDS = 300.0
 ATTEMPTS = 3
 """The first is under fire; later ones, in peace, must succeed where a kill made it fail."""
@@ -82,20 +83,29 @@ def play_round(
     """The round has been played, and nothing of it is left."""
     began, name = time.monotonic(), f"{each.name} {turn + 1}"
     before: frozenset[str] = frozenset()
+    nodes: set[str] = set()
     with findings.part(f"{name}: begins"):
         before = rig.wait("all that is there", lambda: find_traces(rig) | {""}) - {""}
+        nodes = rig.wait("nodes", lambda: {node.name for node in rig.client.nodes()})
         each.begin(rig)
     for act in each.acts:
         with findings.part(f"{name}: {act.verb}"):
+            rig.wait("everybody's return", partial(_are_back, rig, nodes), BACK_SECONDS)
             rig.wait(f"what {act.verb} needs", partial(_prepared, act, rig), ASK_SECONDS)
             nemesis.aim(each, act, turn)
             carry_through(rig, findings, act, nemesis if act.verb in verbs else None)
     with findings.part(f"{name}: ends"):
+        rig.wait("everybody's return", partial(_are_back, rig, nodes), BACK_SECONDS)
         each.end(rig)
         changed = wait_same(rig, before, SETTLE_SECONDS)
         for change in changed[:20]:
             findings.check("all is as it was before", False, change)
         findings.check(f"all is as before after {seconds_since(began):.0f} s", not changed)
+
+
+def _are_back(rig: Rig, nodes: set[str]) -> bool:
+    """Whoever died again and again soon after its start is given time before the next one."""
+    return nodes <= {node.name for node in rig.client.nodes() if node.is_online}
 
 
 def _prepared(act: Act, rig: Rig) -> bool:
