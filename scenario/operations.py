@@ -10,10 +10,8 @@ Owns: that order, and what the page says that its commands show. Must not know: 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 from demo.fire import burn, kill_all, processes_of
@@ -21,11 +19,21 @@ from demo.poller import ask
 from demo.ports import free_port
 
 from leeward.client.config import load_config
-from leeward.daemons.places import Places, run_directory
+from leeward.daemons.places import Places
 from leeward.fabric.processes import read_pid_file
-from leeward.model.recovery import ItemState, Job, JobState
+from leeward.model.recovery import ItemState
 from leeward.replica.host_keys import KEY_FILE
 from scenario.common import Findings, Result
+from scenario.operations_hands import (
+    LOST_SECONDS,
+    approve,
+    kill_host,
+    overlays,
+    shared_points,
+    wait_hydrated,
+    wait_protected,
+    wait_trimmed,
+)
 from scenario.operations_machines import separate_machines
 from scenario.operations_not_run import NOT_RUN
 from scenario.page import ROOT, Reader, commands_of, files_of, filled
@@ -46,9 +54,10 @@ VALUES = {
 }
 ITEMS = ("web-1", "db-1", "web-2")
 MOVED = r"next: `leeward commit"
+SPARE = "spare"
+"""The directory of a worker on a machine of its own."""
 NODES = 6
 """Two agents and a worker in each of two regions."""
-LOST_SECONDS = 180.0
 
 
 def run() -> Result:
@@ -303,7 +312,7 @@ def worker_lost(rig: Rig, reader: Reader) -> None:
     assert supervisor is not None
     os.kill(supervisor.pid, signal.SIGKILL)  # who would start it again
     url, here = load_config(rig.data).url, reader.environment
-    reader.environment = {**here, "LEEWARD_DATA": str(rig.directory / "spare")}  # its own machine
+    reader.environment = {**here, "LEEWARD_DATA": str(rig.directory / SPARE)}
     reader.start(
         "leeward worker --region REGION --name NAME --service URL --token-file FILE",
         names={**gone, "URL": url, "FILE": str(token)},
@@ -405,8 +414,10 @@ def burned(rig: Rig, reader: Reader) -> None:
 def vault_lost(rig: Rig, reader: Reader) -> None:
     """The vault is lost."""
     urls = rig.store_urls()
-    kill_all(processes_of(rig.data))
-    rig.wait("everything is dead", lambda: not processes_of(rig.data))
+    everybody = (rig.data, rig.directory / SPARE)  # who goes on changes the stores that are copied
+    for place in everybody:
+        kill_all(processes_of(place))
+    rig.wait("everything is dead", lambda: not any(map(processes_of, everybody)))
     rig.forget_client()
     rig.run("down", "--vms")
     kept = rig.directory / "rescued"
@@ -426,81 +437,6 @@ def vault_lost(rig: Rig, reader: Reader) -> None:
     reader.findings.check("the item is degraded", state is ItemState.DEGRADED, str(state))
     reader.run("leeward failover web-1", r"runs in east", MOVED, seconds=300)
     rig.wait_guest("east")
-
-
-# ── hands ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def wait_protected(rig: Rig, name: str) -> None:
-    """The item is protected, without a problem, and recovery points come."""
-    since = time.time_ns()
-
-    def look() -> bool:
-        item = rig.item(name)
-        points = rig.points(name)
-        is_well = item.state is ItemState.PROTECTED and not item.problem
-        return is_well and bool(points) and points[0].time_ns > since
-
-    rig.wait(f"{name} protected", look, LOST_SECONDS)
-
-
-def shared_points(rig: Rig) -> list[str]:
-    """Return the ids of the group's shared points, newest first."""
-    return re.findall(r"^sp-\S+", rig.run("consistency-group", "points", "shop"), re.MULTILINE)
-
-
-def wait_trimmed(rig: Rig, name: str) -> None:
-    """The VM's guest has given back what it does not use, by the clock."""
-    target = f"vm/{rig.item(name).source_region}/{name}"
-    rig.wait(
-        f"{target} trimmed",
-        lambda: any(job.verb == "vm.trim" and job.target == target for job in _done(rig)),
-        LOST_SECONDS,
-    )
-
-
-def _done(rig: Rig) -> list[Job]:
-    return [job for job in rig.client.jobs(limit=100) if job.state is JobState.SUCCEEDED]
-
-
-def wait_hydrated(rig: Rig, name: str) -> None:
-    """The VM's disks are local."""
-
-    def look() -> bool:
-        hydration = rig.item(name).health.hydration
-        return hydration is not None and hydration.done
-
-    rig.wait(f"{name} local", look, LOST_SECONDS)
-
-
-def overlays(rig: Rig) -> set[Path]:
-    """Return the images of web-1's disks in west that begin as a recovery point."""
-    return set((rig.data / "regions" / "west").rglob("web-1-*.qcow2"))
-
-
-def approve(rig: Rig, reader: Reader) -> None:
-    """The plan's run has waited for a person, who approves."""
-    rig.wait(
-        "a wait for approval",
-        lambda: rig.client.plans.report("default", "site").waits_for,
-        LOST_SECONDS,
-    )
-    reader.run("leeward recovery-plan approve site", r"is approved")
-
-
-def kill_host(rig: Rig, region: str, host: str) -> None:
-    """Everything of one host of the region is dead: agent, VMs, taps, exports."""
-    home = Places(rig.data).host(region, host)
-    marks = (str(home), str(run_directory(home, host)), f"--name\0{host}\0")
-    for _ in range(3):  # what is born between the look and the kill
-        for pid in processes_of(rig.data, region):
-            try:
-                words = Path(f"/proc/{pid}/cmdline").read_text()
-            except OSError:
-                continue
-            if any(mark in words for mark in marks):
-                kill_all([pid])
-        time.sleep(0.2)
 
 
 def _own(rig: Rig) -> dict[str, str]:

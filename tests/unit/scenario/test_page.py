@@ -39,7 +39,7 @@ def test_names_are_replaced_whole() -> None:
 def test_every_command_of_the_operations_page_is_run_or_named_with_the_reason() -> None:
     source = "".join(
         (ROOT / "scenario" / f"{name}.py").read_text()
-        for name in ("operations", "operations_machines")
+        for name in ("operations", "operations_hands", "operations_machines")
     )
     run = re.sub(r'"\s*"', "", source)
     page = commands_of((ROOT / "docs" / "operations.md").read_text())
