@@ -25,7 +25,7 @@ from leeward.core.codec import to_plain
 from leeward.daemons.places import Places, run_directory, shared_memory_directory
 from leeward.fabric.processes import identify
 from leeward.object_store.file import create_file_store
-from leeward.protocol.fabric import DiskSpec, ReplicationSpec, VmSpec
+from leeward.protocol.fabric import DiskSpec, ReplicationSpec, ScriptSpec, VmSpec
 
 pytestmark = pytest.mark.integration
 
@@ -244,3 +244,25 @@ def test_agent_that_was_superseded_while_it_was_away_stops_its_vm(host: Host) ->
     wait_for(lambda: host.service.status["vms"][0]["power"] == "stopped")
     assert identify(pid) is None
     assert host.replication()["state"] == "stopped"
+
+
+def test_an_agent_told_to_end_ends_though_a_command_takes_for_ever(host: Host) -> None:
+    """Else it would drive its VMs beside the next agent, with the directory's lock let go."""
+    scripts = Places(host.leeward.data).host("east", "h") / "scripts"
+    wait_for(scripts.is_dir)
+    script = scripts / "sleep"
+    script.write_text("#!/bin/sh\nexec sleep 300\n")
+    script.chmod(0o700)
+    spec = ScriptSpec(run_id="run-1", script="sleep", context={}, timeout_seconds=3600)
+    with host.service.heard:
+        command = {"id": "c-run", "verb": "script.run", "arguments": to_plain(spec)}
+        host.service.open.append(command)
+        host.service.heard.notify_all()
+    wait_for(lambda: '"command_started"' in host.log())
+    assert host.agent is not None
+    host.agent.send_signal(signal.SIGTERM)
+    assert host.agent.wait(60) == 0
+    with host.service.heard:
+        host.service.open.clear()
+    host.start_agent()
+    wait_for(lambda: "left_script_ended" in host.log())

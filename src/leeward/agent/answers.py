@@ -19,10 +19,15 @@ from pathlib import Path
 from leeward.agent.records import write_file
 from leeward.core.codec import from_plain, to_plain
 from leeward.core.errors import InvalidRequest, Unavailable
+from leeward.observability.log import get_logger
 from leeward.protocol.messages import CommandResult
+
+log = get_logger()
 
 TOLD_KEPT = 1000
 """Results kept after the service took them, should it still ask again."""
+
+UNOPENED, CLOSED = -1, -2
 
 
 class AnswerJournal:
@@ -35,10 +40,15 @@ class AnswerJournal:
         self._untold: dict[str, None] = {}  # insertion-ordered set
         self._lines = 0
         self._is_torn = False
-        self._descriptor = -1
+        self._descriptor = UNOPENED
         path.parent.mkdir(parents=True, exist_ok=True)
         self._load()
-        self._rewrite()
+        try:
+            self._rewrite()
+        except Unavailable as error:  # a full disk: VMs may have to be deleted by us to empty it
+            log.warning("answers_not_rewritten", error=str(error))
+            self._open(os.O_CREAT)
+            self._is_torn = True
 
     def answer_to(self, command_id: str) -> CommandResult | None:
         """Return the recorded answer to a command, or None if it was never carried out."""
@@ -76,8 +86,11 @@ class AnswerJournal:
             return [self._results[command_id] for command_id in self._untold]
 
     def close(self) -> None:
-        """Release the file. What was recorded is already durable."""
-        os.close(self._descriptor)
+        """Release the file. What was recorded is already durable; nothing is from here on."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            self._descriptor = CLOSED
 
     def _load(self) -> None:
         try:
@@ -85,6 +98,7 @@ class AnswerJournal:
         except FileNotFoundError:
             return
         for line in text.split(b"\n"):
+            self._lines += 1
             try:
                 entry = json.loads(line)
                 if "told" in entry:
@@ -97,6 +111,8 @@ class AnswerJournal:
             self._untold[result.command_id] = None
 
     def _append(self, entry: object) -> None:
+        if self._descriptor == CLOSED:  # its number may be another file's by now
+            raise Unavailable(f"{self._path} is closed: the node is ending")
         line = json.dumps(entry).encode() + b"\n"
         if self._is_torn:  # what follows half a line would be lost with it
             line = b"\n" + line
@@ -121,7 +137,14 @@ class AnswerJournal:
             if command_id not in self._untold:
                 lines.append({"told": command_id})
         write_file(self._path, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._open()
         self._lines, self._is_torn = len(lines), False
+
+    def _open(self, flags: int = 0) -> None:
+        before = self._descriptor
+        try:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | flags, 0o600)
+        except OSError as error:
+            raise Unavailable(f"cannot write {self._path}: {error.strerror}") from error
+        if before >= 0:
+            os.close(before)

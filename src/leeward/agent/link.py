@@ -89,6 +89,7 @@ class LinkOptions:
     """Before the next poll when this one brought nothing new, and first step of the back-off."""
     pause_seconds_max: float = 5.0
     workers: int = 8
+    """Commands that begin at once; those that take long do not count."""
     queued_max: int = 256
 
 
@@ -142,8 +143,7 @@ class NodeLink:
         self._results_due.set()
         self._status_due.set()
         self._is_member.set()
-        self._lanes.close()
-        self._wait_idle(grace_seconds)
+        self._lanes.close(grace_seconds=grace_seconds)
         self._service.close()
         for thread in self._threads:
             thread.join(timeout=JOIN_SECONDS)
@@ -289,14 +289,6 @@ class NodeLink:
                 stopping.wait(self._options.pause_seconds_max)
             else:
                 pause = self._options.pause_seconds
-
-    def _wait_idle(self, seconds: float) -> None:
-        deadline = threading.Event()
-        for _ in range(max(1, int(seconds / 0.05))):
-            with self._lock:
-                if not self._running:
-                    return
-            deadline.wait(0.05)
 
 
 def _refusal(command: Command, code: str, error: str, hint: str) -> CommandResult:

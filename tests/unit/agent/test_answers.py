@@ -83,3 +83,42 @@ def test_file_is_rewritten_before_it_grows_without_bound(
     assert journal.answer_to("c299") == result("c299")
     assert len(path.read_bytes().splitlines()) < 300
     journal.close()
+
+
+def test_a_full_disk_does_not_keep_a_node_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the one that is told to delete something."""
+    path = tmp_path / "answers"
+    journal = AnswerJournal(path)
+    journal.record(result("a"))
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b'{"result": {"command_id": "torn')
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise Unavailable(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(answers, "write_file", refuse)
+        again = AnswerJournal(path)
+    assert again.untold() == [result("a")]
+    again.record(result("b"))
+    again.close()
+    last = AnswerJournal(path)
+    assert last.untold() == [result("a"), result("b")]
+    last.close()
+
+
+def test_an_answer_that_comes_after_the_end_gets_into_nobody_elses_file(tmp_path: Path) -> None:
+    journal = AnswerJournal(tmp_path / "answers")
+    number = journal._descriptor
+    journal.close()
+    other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+    try:
+        assert other == number, "the kernel gives the lowest number that is free"
+        with pytest.raises(Unavailable, match="ending"):
+            journal.record(result("late"))
+        assert not (tmp_path / "other").read_bytes()
+    finally:
+        os.close(other)

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import threading
+import time
 from functools import partial
 
 import structlog
@@ -50,6 +51,64 @@ def test_more_than_the_bound_is_refused() -> None:
     assert not lanes.submit("c", lambda: None)
     gate.set()
     lanes.close()
+
+
+def test_tasks_that_take_long_take_nobodys_turn() -> None:
+    """Else eight scrubs, which take hours, would hold up a failover."""
+    lanes = Lanes(workers=2, queued_max=10, patience_seconds=0.02)
+    gate, reached = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        gate.wait(60)
+
+    for key in ("a", "b", "c"):
+        assert lanes.submit(key, hold)
+    assert lanes.submit("d", reached.set)
+    assert reached.wait(60)
+    assert not gate.is_set()
+    gate.set()
+    lanes.close()
+
+
+def test_no_more_begin_at_once_than_there_are_workers() -> None:
+    lanes = Lanes(workers=2, queued_max=100, patience_seconds=3600)
+    lock, running, most, done = threading.Lock(), set[int](), [0], threading.Semaphore(0)
+
+    def work(number: int) -> None:
+        with lock:
+            running.add(number)
+            most[0] = max(most[0], len(running))
+        time.sleep(0.005)
+        with lock:
+            running.discard(number)
+        done.release()
+
+    for number in range(20):
+        assert lanes.submit(str(number), partial(work, number))
+    for _ in range(20):
+        assert done.acquire(timeout=60)
+    assert most == [2]
+    lanes.close()
+
+
+def test_closed_lanes_begin_nothing_and_wait_for_what_runs() -> None:
+    lanes = Lanes(workers=1, queued_max=10)
+    gate, begun, ended, late = (threading.Event() for _ in range(4))
+
+    def hold() -> None:
+        begun.set()
+        gate.wait(60)
+        ended.set()
+
+    assert lanes.submit("a", hold)
+    assert lanes.submit("a", late.set)
+    assert begun.wait(60)
+    lanes.close()
+    threading.Timer(0.05, gate.set).start()
+    lanes.close(grace_seconds=60)
+    assert ended.is_set()
+    assert not late.is_set()
+    assert not lanes.submit("b", late.set)
 
 
 def test_a_task_that_fails_does_not_stop_its_lane() -> None:
