@@ -7,6 +7,7 @@ replication and recovery.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ class HostAgent:
         self._recoveries = recoveries
         self._storage_root = storage_root
         self._tunnel = tunnel
-        self._identity = threading.Lock()
+        self._identity: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        """By item: held while it is settled whether its VM here is the rightful one."""
         self._booting: dict[str, tuple[str, int]] = {}
         trimming = Trimming(driver, replications, trim_guest)
         self._verbs: Mapping[Verb, Callable[[Arguments], object]] = {
@@ -159,7 +161,7 @@ class HostAgent:
         if isinstance(machine, dict):
             return f"vm:{machine.get('vm_id')}"
         for key in ("run_id", "item_id", "vm_id", "network_id", "name"):
-            if key in arguments:
+            if arguments.get(key):  # a VM that is not protected has no item
                 return f"{key.removesuffix('_id')}:{arguments[key]}"
         return "other"
 
@@ -189,7 +191,7 @@ class HostAgent:
     def supersede(self, item_id: str, epoch: int) -> None:
         """The item's VM and replication of an older epoch are stopped."""
         vm_id = self._replications.vm_of(item_id)
-        with self._identity:
+        with self._identity[item_id]:
             if vm_id and not self._is_rightful(item_id, epoch, vm_id):
                 self._replications.supersede(item_id, epoch)
 
@@ -231,7 +233,7 @@ class HostAgent:
             return self._fabric.grow_disk(growth)
 
     def _fence(self, fence: _Fence) -> None:
-        with self._identity:
+        with self._identity[fence.item_id]:
             if not self._is_rightful(fence.item_id, fence.epoch, fence.vm_id):
                 self._replications.fence(fence.item_id, fence.epoch, fence.vm_id)
 
@@ -246,7 +248,9 @@ class HostAgent:
     def _boot(self, spec: BootSpec) -> VmStatus:
         vm_id = spec.vm.vm_id
         try:
-            with self._identity:  # a fence under way ends first, a later one sees this
+            with self._identity[
+                spec.item_id
+            ]:  # a fence under way ends first, a later one sees this
                 self._booting[vm_id] = (spec.item_id, spec.epoch)
                 self._replications.give_way(spec.item_id, spec.epoch)
             return self._recoveries.boot(spec)

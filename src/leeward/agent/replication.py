@@ -7,7 +7,7 @@ Owns: what to replicate (so that it goes on after a restart, service or not) and
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -61,6 +61,11 @@ class ReplicationRecord:
     is_ending: bool = False
     drained: DrainResult | None = None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Say whether the item is to be replicated from here."""
+        return not self.superseded_by and not self.is_ending
+
 
 class Replications:
     """Every replication of this host. Thread-safe; one item's verbs come one after the other."""
@@ -76,6 +81,9 @@ class Replications:
         self._records = Records(directory, ReplicationRecord)
         self._make_replicator = make_replicator
         self._lock = threading.Lock()
+        self._items: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        """Held while it is settled whether an item is replicated from here: not every verb about it
+        comes in one lane, and what could not be stopped is stopped later."""
         self._known: dict[str, ReplicationRecord] = self._records.all()
         self._running: dict[str, ReplicatorPort] = {}
         self._starts: Counter[str] = Counter()
@@ -95,7 +103,7 @@ class Replications:
             try:
                 if record.is_ending:
                     self.stop(item_id)
-                elif not record.superseded_by:
+                elif record.is_wanted:
                     self._run(item_id, record.spec)
                 elif not record.is_fenced:
                     self.fence(item_id, record.superseded_by, record.spec.vm_id)
@@ -107,11 +115,15 @@ class Replications:
 
         Raises: Fenced if this host knows of a newer epoch; NotFound for an unknown VM.
         """
+        with self._items[spec.item_id]:
+            self._start(spec)
+
+    def _start(self, spec: ReplicationSpec) -> None:
         record = self._known.get(spec.item_id)
         if record is not None:
             if spec.epoch < max(record.superseded_by, record.spec.epoch):
                 raise Fenced(f"epoch {spec.epoch} of {spec.item_id} is over on this host")
-            if record.spec == spec and not record.superseded_by and spec.item_id in self._running:
+            if record.spec == spec and record.is_wanted and spec.item_id in self._running:
                 return
             self._halt(spec.item_id, detach=record.spec.epoch != spec.epoch)
         self._driver.vm_status(spec.vm_id)
@@ -123,6 +135,10 @@ class Replications:
 
         Nobody asks again: where QEMU cannot be freed now, it is tried until it can.
         """
+        with self._items[item_id]:
+            self._stop(item_id)
+
+    def _stop(self, item_id: str) -> None:
         record = self._known.get(item_id)
         if record is not None and not record.is_ending:
             self._remember(replace(record, is_ending=True))
@@ -137,12 +153,13 @@ class Replications:
 
     def _stop_later(self, item_id: str) -> None:
         def again() -> None:
-            record = self._known.get(item_id)
-            if record is not None and record.is_ending and not self._is_shut_down:
-                try:
-                    self.stop(item_id)
-                except LeewardError as error:
-                    log.warning("replication_not_stopped", item=item_id, error=str(error))
+            with self._items[item_id]:
+                record = self._known.get(item_id)
+                if record is not None and record.is_ending and not self._is_shut_down:
+                    try:
+                        self._stop(item_id)
+                    except LeewardError as error:
+                        log.warning("replication_not_stopped", item=item_id, error=str(error))
 
         timer = threading.Timer(STOP_AGAIN_SECONDS, again)
         timer.daemon = True
@@ -204,13 +221,18 @@ class Replications:
                 running.let_go(one)
             yield
         finally:
-            self._run(item_id, record.spec)
+            with self._items[item_id]:
+                known = self._known.get(item_id)
+                is_wanted = known is not None and known.is_wanted and known.spec == record.spec
+                if is_wanted and not self._is_shut_down:
+                    self._run(item_id, record.spec)
 
     def give_way(self, item_id: str, epoch: int) -> None:
         """Nothing is known here of the item's older epochs: from `epoch` on it runs here."""
-        record = self._known.get(item_id)
-        if record is not None and record.spec.epoch < epoch:
-            self.stop(item_id)
+        with self._items[item_id]:
+            record = self._known.get(item_id)
+            if record is not None and record.spec.epoch < epoch:
+                self._stop(item_id)
 
     def note_start(self, vm_id: str) -> None:
         """The VM is about to write again: what was drained is not all any more."""
@@ -221,26 +243,41 @@ class Replications:
                     self._remember(replace(record, drained=None))
 
     def fence(self, item_id: str, epoch: int, vm_id: str) -> None:
-        """The VM does not run, and no replication older than `epoch` runs or ever starts again."""
+        """The VM does not run, and no replication older than `epoch` runs or ever starts again.
+
+        Raises: Unavailable when that could not be written down: they are stopped all the same, but
+        whoever asked is to ask again. What else the driver and a replicator raise.
+        """
+        with self._items[item_id]:
+            self._fence(item_id, epoch, vm_id)
+
+    def _fence(self, item_id: str, epoch: int, vm_id: str) -> None:
         record = self._known.get(item_id)
         is_older = record is not None and record.spec.epoch < epoch
         if record is not None and is_older:  # first of all, should we die on the way
             superseded_by = max(record.superseded_by, epoch)
-            self._remember(replace(record, superseded_by=superseded_by, is_fenced=False))
+            record = replace(record, superseded_by=superseded_by, is_fenced=False)
+            with self._lock:  # from now on, though the disk be full
+                self._known[item_id] = record
+            try:
+                self._remember(record)
+            except Unavailable as error:
+                log.warning("fence_not_noted", item=item_id, epoch=epoch, error=str(error))
         with suppress(NotFound):
             self._driver.stop_vm(vm_id, force=True)
-        if is_older:
+        if record is not None and is_older:
             self._detach(item_id)
-            self._remember(replace(self._known[item_id], is_fenced=True))
+            self._remember(replace(record, is_fenced=True))
         log.warning("item_fenced", item=item_id, epoch=epoch, vm=vm_id)
 
     def supersede(self, item_id: str, epoch: int) -> None:
         """As `fence`, for an item this host replicates; any other is none of its business."""
-        record = self._known.get(item_id)
-        if record is None or record.spec.epoch >= epoch:
-            return
-        if record.superseded_by < epoch or not record.is_fenced:
-            self.fence(item_id, epoch, record.spec.vm_id)
+        with self._items[item_id]:
+            record = self._known.get(item_id)
+            if record is None or record.spec.epoch >= epoch:
+                return
+            if record.superseded_by < epoch or not record.is_fenced:
+                self._fence(item_id, epoch, record.spec.vm_id)
 
     def share(self, item_id: str, attempt: SharedAttempt) -> None:
         """The item takes part in the attempt at a shared point, if it is replicated from here."""

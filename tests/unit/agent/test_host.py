@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,42 @@ def test_commands_of_one_vm_share_a_lane(host: Host) -> None:
 def account(host: Host, name: str = "sa1") -> AccountSpec:
     root = host.storage / name
     return AccountSpec(name=name, url=f"file://{root}/objects", disk_directory=f"{root}/disks")
+
+
+def test_vms_that_are_not_protected_share_no_lane(host: Host) -> None:
+    trims = [
+        Command(id="c", verb=Verb.VM_TRIM, arguments={"vm_id": vm_id, "item_id": ""})
+        for vm_id in ("web-1", "web-2")
+    ]
+    assert [host.agent.lane_of(trim) for trim in trims] == ["vm:web-1", "vm:web-2"]
+
+
+def test_a_vm_that_cannot_be_fenced_yet_keeps_no_other_from_booting(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.driver.vms["db-1"] = PowerState.RUNNING
+    begun, go_on = threading.Event(), threading.Event()
+    stop = host.driver.stop_vm
+
+    def hang(vm_id: str, *, force: bool) -> VmStatus:
+        begun.set()
+        assert go_on.wait(60)
+        return stop(vm_id, force=force)
+
+    monkeypatch.setattr(host.driver, "stop_vm", hang)
+    fence = {"item_id": "item-2", "epoch": 2, "vm_id": "db-1"}
+    fencing = threading.Thread(target=host.do, args=(Verb.REPLICATION_FENCE, fence))
+    fencing.start()
+    assert begun.wait(60)
+    booting = threading.Thread(target=host.do, args=(Verb.RECOVERY_BOOT, boot_spec()))
+    booting.start()
+    booting.join(60)
+    try:
+        assert host.driver.vms["web-1"] is PowerState.RUNNING
+    finally:
+        go_on.set()
+        fencing.join(60)
+        booting.join(60)
 
 
 def test_account_is_made_and_removed_with_its_objects(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.unit.agent.fakes import FakeDriver, FakeReplicator, replication_spec
 
-from leeward.agent import replication
+from leeward.agent import records, replication
 from leeward.agent.meetings import attempt_of
 from leeward.agent.replication import Replications
 from leeward.core.errors import Conflict, Fenced, NotFound, Unavailable
@@ -141,6 +142,75 @@ def test_fence_is_remembered_even_if_the_agent_dies_while_stopping_the_vm(host: 
     host.calls.clear()
     host.agent().resume()
     assert host.calls == [], "and does so once: the VM may be wanted again later"
+
+
+def test_a_full_disk_does_not_keep_a_returned_vm_running(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = host.agent()
+    agent.start(replication_spec())
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise Unavailable(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(records, "write_file", refuse)
+        with pytest.raises(Unavailable, match="No space"):
+            agent.supersede("item-1", 2)
+        assert host.calls[-2:] == ["stop web-1 by force", "detach item-1"]
+        assert host.driver.vms["web-1"] is PowerState.STOPPED
+        with pytest.raises(Fenced):
+            agent.check_not_superseded("web-1")
+    agent.supersede("item-1", 2)  # the service says so again with the next status
+    with pytest.raises(Fenced):
+        host.agent().check_not_superseded("web-1")
+
+
+def test_an_item_asked_for_again_while_it_could_not_be_stopped_is_not_stopped_later(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication, "STOP_AGAIN_SECONDS", 0.05)
+    agent = host.agent()
+    agent.start(replication_spec())
+    host.made[0].refuse_stop = Unavailable("QEMU does not answer")
+    with pytest.raises(Unavailable):
+        agent.stop("item-1")
+    agent.start(replication_spec())
+    assert host.calls[-1] == "replicate item-1 epoch 1"
+    time.sleep(0.2)
+    assert "detach item-1" not in host.calls
+    host.agent().resume()
+    assert host.calls[-1] == "replicate item-1 epoch 1", "and it is remembered"
+
+
+def test_a_start_waits_for_a_late_stop_under_way(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the stop forgets what has been started meanwhile, and no restart takes it up."""
+    agent = host.agent()
+    agent.start(replication_spec())
+    begun, go_on = threading.Event(), threading.Event()
+    stop = host.made[0].stop
+
+    def slow(*, detach: bool) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        stop(detach=detach)
+
+    monkeypatch.setattr(host.made[0], "stop", slow)
+    stopping = threading.Thread(target=agent.stop, args=("item-1",))
+    stopping.start()
+    assert begun.wait(60)
+    starting = threading.Thread(target=agent.start, args=(replication_spec(),))
+    starting.start()
+    starting.join(0.1)
+    go_on.set()
+    for thread in (stopping, starting):
+        thread.join(60)
+    assert host.calls[-1] == "replicate item-1 epoch 1"
+    host.calls.clear()
+    host.agent().resume()
+    assert host.calls == ["replicate item-1 epoch 1"]
 
 
 def test_fencing_an_item_this_host_never_had_still_stops_the_vm(host: Host) -> None:
