@@ -41,8 +41,8 @@ class AboutItem:
 class FoundItem:
     """What a worker has read of one item in the stores it was given.
 
-    epoch: the catalog's. urls: disk → the store its replica was found in, of those given, else the
-    one that the catalog names. problem: why it cannot be used, "" if it can.
+    epoch: the catalog's. urls: disk → the store its replica was found in; none for a disk of which
+    nothing is stored. problem: why it cannot be used, "" if it can.
     """
 
     item_id: str

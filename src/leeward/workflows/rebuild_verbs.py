@@ -33,6 +33,9 @@ from leeward.workflows.resource_verbs import Grouped, ResourceVerbs, mapping_nam
 READ_SECONDS = 1800.0
 POINTS_SECONDS = 60.0
 
+AccountUrls = dict[tuple[str, str], str]
+"""(region, storage account) → URL."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildArguments:
@@ -116,15 +119,16 @@ class RebuildVerbs:
             )
         items: dict[str, str] = {}
         problems: list[str] = []
+        urls = _account_urls(found)
         for each in found.items:
-            problem = each.problem or self._record_item(each)
+            problem = each.problem or self._record_item(each, urls)
             if problem:
                 problems.append(f"{each.item_id}: {problem}")
             elif each.about is not None:
                 items[each.item_id] = each.about.item.name
         return Rebuilt(items=items, problems=tuple(problems))
 
-    def _record_item(self, found: FoundItem) -> str:
+    def _record_item(self, found: FoundItem, urls: AccountUrls) -> str:
         """Return why the item is not in the vault, "" if it is now."""
         about = found.about
         if about is None:
@@ -141,7 +145,15 @@ class RebuildVerbs:
             workers = self._bench.answering(records, Role.WORKER, item.target_region)
             if not workers:
                 return f"no worker of region {item.target_region} answers"
-            _insert_resources(records, _moved(about, found.urls))
+            for region, name, url in _places(found):
+                stored = records.resources.find(StorageAccount, region, name)
+                there = stored.value.url if stored is not None else urls[region, name]
+                if there != url:
+                    return (
+                        f"storage account {name} of region {region} is at {there}, but what is "
+                        f"stored of the item in that account is at {url}"
+                    )
+            _insert_resources(records, _moved(about, urls))
             records.items.insert(
                 ItemRecord(
                     item=replace(
@@ -206,12 +218,34 @@ class RebuildVerbs:
         return {}
 
 
-def _moved(about: AboutItem, urls: dict[str, str]) -> AboutItem:
-    """Return the item with its accounts where its disks were found."""
-    account_of = {mapping.disk: mapping.target_account for mapping in about.item.all_disks}
-    found = {account_of[disk]: url for disk, url in urls.items() if disk in account_of}
+def _places(found: FoundItem) -> list[tuple[str, str, str]]:
+    """Return (region, account, URL) of where the item's disks were found."""
+    if found.problem or found.about is None:
+        return []
+    item = found.about.item
+    account_of = {mapping.disk: mapping.target_account for mapping in item.all_disks}
+    return [
+        (item.target_region, account_of[disk], url)
+        for disk, url in found.urls.items()
+        if disk in account_of
+    ]
+
+
+def _account_urls(found: FoundItems) -> AccountUrls:
+    """Return where each account is now: one is shared by many items, and not each of them has
+    something stored there that tells."""
+    urls: AccountUrls = {}
+    for each in found.items:
+        for region, name, url in _places(each):
+            urls.setdefault((region, name), url)
+    return urls
+
+
+def _moved(about: AboutItem, urls: AccountUrls) -> AboutItem:
+    """Return the item with its accounts where they were found."""
     accounts = tuple(
-        replace(account, url=found.get(account.name, account.url)) for account in about.accounts
+        replace(account, url=urls.get((account.region, account.name), account.url))
+        for account in about.accounts
     )
     return replace(about, accounts=accounts)
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+import pytest
 
 from leeward.core.codec import to_plain
-from leeward.model.recovery import Consistency, ItemState, Policy, ReplicatedItem, Vault
+from leeward.core.errors import Unavailable
+from leeward.model.recovery import (
+    Consistency,
+    DiskMapping,
+    ItemState,
+    Policy,
+    ReplicatedItem,
+    Vault,
+)
 from leeward.model.resources import StorageAccount, VirtualMachine
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import ObjectStore
@@ -21,7 +31,7 @@ from leeward.replica.segment import BLOCKS, EXTENT_DTYPE, SegmentHeader, encode_
 S = TypeVar("S", bound=ObjectStore)
 
 
-def _about(source: str, target: str) -> dict[str, object]:
+def _about(source: str, target: str, disk: str = "d") -> dict[str, object]:
     item = ReplicatedItem(
         id="item-1",
         name="web-1",
@@ -33,6 +43,7 @@ def _about(source: str, target: str) -> dict[str, object]:
         source_vm="web-1",
         target_region=target,
         target_resource_group="rg",
+        disks=(DiskMapping(disk=disk, source_account="data", target_account="data"),),
     )
     about: dict[str, object] = to_plain(
         AboutItem(
@@ -52,10 +63,13 @@ def _store(url: str, epoch: int, source: str, target: str) -> MemoryStore:
     return fill_store(MemoryStore(), url, epoch, source, target)
 
 
-def fill_store(store: S, url: str, epoch: int, source: str, target: str) -> S:
-    """item-1 has one recovery point in the store."""
+def fill_store(
+    store: S, url: str, epoch: int, source: str, target: str, *, has_now: str = "d"
+) -> S:
+    """item-1 has one recovery point in the store, of disk d. has_now: the VM's disk of today."""
     catalog = Catalog.open(store, "item-1")
-    catalog.take_over(epoch, disk_urls={"d": url}, about=_about(source, target))
+    about = _about(source, target, has_now)
+    catalog.take_over(epoch, disk_urls={"d": url, "empty": url}, about=about)
     header = SegmentHeader("item-1", "d", epoch, 1, BLOCKS)
     segment = encode_segment(header, np.zeros(0, EXTENT_DTYPE), b"", compression="none")
     store.create(segment_name("item-1", "d", 1 << 28), segment.parts)
@@ -101,3 +115,47 @@ def test_stores_of_both_directions_that_were_moved_are_not_taken_for_each_other(
     for urls in (list(stores), list(reversed(stores))):
         newer, older = find_items(urls, stores.__getitem__).items
         assert (newer.urls, older.urls) == ({"d": "memory://e"}, {"d": "memory://w"})
+
+
+def _only(stores: dict[str, MemoryStore]) -> Callable[[str], ObjectStore]:
+    def open_store(url: str) -> ObjectStore:
+        if url not in stores:
+            raise Unavailable(f"the object store at {url} is gone")
+        return stores[url]
+
+    return open_store
+
+
+def _apart() -> tuple[MemoryStore, MemoryStore]:
+    """Return the store with item-1's catalog and the one with its disk."""
+    whole = _store("memory://data", 1, "east", "west")
+    catalog, data = MemoryStore(), MemoryStore()
+    for name in whole.list(""):
+        (catalog if "/catalog/" in name else data).create(name, whole.get(name))
+    return catalog, data
+
+
+def test_a_replica_in_a_store_that_nobody_named_is_found_where_it_was() -> None:
+    catalog, data = _apart()
+    open_store = _only({"memory://system": catalog, "memory://data": data})
+    (found,) = find_items(["memory://system"], open_store).items
+    assert (found.problem, found.urls) == ("", {"d": "memory://data"})
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_an_item_whose_replica_is_in_none_of_the_stores_says_so(is_made_anew: bool) -> None:
+    catalog, _ = _apart()
+    stores = {"memory://system": catalog}
+    if is_made_anew:
+        stores["memory://data"] = MemoryStore()
+    (found,) = find_items(["memory://system"], _only(stores)).items
+    assert "disk d is in none of the stores named" in found.problem
+    assert "memory://data" in found.problem
+
+
+def test_a_replica_of_a_disk_that_the_vm_had_may_be_lost() -> None:
+    stores = {"memory://west": MemoryStore()}
+    fill_store(stores["memory://west"], "memory://west", 1, "east", "west", has_now="empty")
+    stores["memory://west"].delete(segment_name("item-1", "d", 1 << 28))
+    (found,) = find_items(list(stores), stores.__getitem__).items
+    assert (found.problem, found.urls) == ("", {})
