@@ -31,6 +31,8 @@ from scenario.traces import find_traces, wait_same
 
 SETTLE_SECONDS = 60.0
 BACK_SECONDS = 120.0
+HEARD_NS = 10**9
+"""What a node said just before it was killed may be heard so much later."""
 JOB_SECONDS = 300.0
 ATTEMPTS = 3
 """The first is under fire; later ones, in peace, must succeed where a kill made it fail."""
@@ -90,12 +92,10 @@ def play_round(
         each.begin(rig)
     for act in each.acts:
         with findings.part(f"{name}: {act.verb}"):
-            rig.wait("everybody's return", partial(_are_back, rig, nodes), BACK_SECONDS)
-            rig.wait(f"what {act.verb} needs", partial(_prepared, act, rig), ASK_SECONDS)
             nemesis.aim(each, act, turn)
-            carry_through(rig, findings, act, nemesis if act.verb in verbs else None)
+            carry_through(rig, findings, act, nemesis if act.verb in verbs else None, nodes)
     with findings.part(f"{name}: ends"):
-        rig.wait("everybody's return", partial(_are_back, rig, nodes), BACK_SECONDS)
+        _wait_back(rig, nodes)
         each.end(rig)
         changed = wait_same(rig, before, SETTLE_SECONDS)
         for change in changed[:20]:
@@ -103,9 +103,15 @@ def play_round(
         findings.check(f"all is as before after {seconds_since(began):.0f} s", not changed)
 
 
-def _are_back(rig: Rig, nodes: set[str]) -> bool:
-    """Whoever died again and again soon after its start is given time before the next one."""
-    return nodes <= {node.name for node in rig.client.nodes() if node.is_online}
+def _wait_back(rig: Rig, nodes: set[str]) -> None:
+    """The nodes have been heard since: not before they were killed. Whoever died again and again
+    soon after its start is given time before it is started once more."""
+    since_ns = time.time_ns() + HEARD_NS
+
+    def are_back() -> bool:
+        return nodes <= {node.name for node in rig.client.nodes() if node.last_seen_ns > since_ns}
+
+    rig.wait("everybody's return", are_back, BACK_SECONDS)
 
 
 def _prepared(act: Act, rig: Rig) -> bool:
@@ -113,10 +119,15 @@ def _prepared(act: Act, rig: Rig) -> bool:
     return True
 
 
-def carry_through(rig: Rig, findings: Findings, act: Act, nemesis: Nemesis | None) -> None:
+def carry_through(
+    rig: Rig, findings: Findings, act: Act, nemesis: Nemesis | None, nodes: set[str]
+) -> None:
     """The verb has succeeded, asked again where a kill made it fail and undo itself."""
     killed = nemesis.kills if nemesis else 0
     for attempt in range(ATTEMPTS):
+        _wait_back(rig, nodes)
+        if attempt == 0:
+            rig.wait(f"what {act.verb} needs", partial(_prepared, act, rig), ASK_SECONDS)
         with nemesis.let_loose() if nemesis and attempt == 0 else nullcontext() as told:
             begun = rig.wait("the job to begin", lambda: act.ask(rig), ASK_SECONDS)
             if told:

@@ -41,6 +41,7 @@ class Nemesis:
         self._victims: tuple[Victim, ...] = ()
         self._turn = 0
         self._met: list[str] = []
+        self._coming: list[threading.Timer] = []
         self._steps: dict[Step, set[Victim]] = {}
         self._struck: defaultdict[Step, set[Victim]] = defaultdict(set)
         self._chance = random.Random(SEED)
@@ -52,7 +53,7 @@ class Nemesis:
 
     @contextmanager
     def let_loose(self) -> Iterator[Callable[[str], None]]:
-        """Somebody dies meanwhile at each step of the job that is told."""
+        """Somebody dies meanwhile at each step of the job that is told, and nobody afterwards."""
 
         def told(job: str) -> None:
             with self._changed:
@@ -67,6 +68,9 @@ class Nemesis:
             with self._changed:
                 self._is_loose = False
                 self._changed.notify_all()
+                coming, self._coming = self._coming, []
+            for each in coming:
+                each.join()
 
     def at_step(self, job: str, step: str, when: str) -> None:
         """The job is about to carry the step out, or has and will record it."""
@@ -82,7 +86,10 @@ class Nemesis:
             self._kill(victim)
             return
         delay = self._chance.uniform(0, DELAY_SECONDS_MAX)
-        threading.Timer(delay, self._kill, [victim]).start()
+        killing = threading.Timer(delay, self._kill, [victim])
+        with self._changed:
+            self._coming.append(killing)
+        killing.start()
 
     def saw(self, job: Job) -> None:
         """The job had these steps."""
