@@ -6,7 +6,7 @@ is to be deleted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from leeward.core.errors import Unavailable
 from leeward.object_store.store import ObjectStore
@@ -16,11 +16,13 @@ from leeward.protocol.fabric import ProcessingSpec
 log = get_logger()
 
 
-def erase_item(spec: ProcessingSpec, open_store: Callable[[str], ObjectStore]) -> None:
+def erase_item(
+    spec: ProcessingSpec, open_store: Callable[[str], ObjectStore], removed: Collection[str] = ()
+) -> None:
     """No object of the item is left in the target's stores, nor in the cache if it can be reached.
 
     Idempotent. The catalog goes last: while it is there, the deletion can be asked for again.
-    Raises: Unavailable.
+    removed: stores that have been removed with all that was in them. Raises: Unavailable.
     """
     try:
         _erase(open_store(spec.cache_url), spec.item_id)
@@ -28,7 +30,8 @@ def erase_item(spec: ProcessingSpec, open_store: Callable[[str], ObjectStore]) -
         log.warning("cache_not_erased", item=spec.item_id, error=str(error))
     targets = {replica.target_url for replica in spec.replicas} - {spec.catalog_url}
     for url in (*sorted(targets), spec.catalog_url):
-        _erase(open_store(url), spec.item_id)
+        if url not in removed:
+            _erase(open_store(url), spec.item_id)
 
 
 def _erase(store: ObjectStore, item_id: str) -> None:

@@ -65,11 +65,13 @@ class StoresPort(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessingRecord:
     """What a worker keeps of one item. sealed_epoch: once sealed, the epoch it was sealed for.
-    is_ending: it is not processed any more, but not all of it has been erased."""
+    is_ending: it is not processed any more, but not all of it has been erased; removed: its stores
+    in which nothing is left to be erased."""
 
     spec: ProcessingSpec
     sealed_epoch: int = 0
     is_ending: bool = False
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -91,8 +93,11 @@ class _Seal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stop:
+    """removed: stores that have been removed before this worker could erase the item there."""
+
     item_id: str
     delete: bool = False
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +118,13 @@ class ProcessingNode:
         self,
         directory: Path,
         make_loop: Callable[[ProcessingSpec, bool, Callable[[], None]], LoopPort],
-        erase: Callable[[ProcessingSpec], None],
+        erase: Callable[[ProcessingSpec, Sequence[str]], None],
         stores: StoresPort,
     ) -> None:
         """make_loop: (spec, whether it was processed here before and nobody has said since that it
         still is, what to call when there are new points). erase: everything stored of
-        an item is gone. stores: of items that this worker does not process."""
+        an item is gone, but for stores that are. stores: of items that this worker does not
+        process."""
         self._records = Records(directory / "items", ProcessingRecord)
         self._make_loop = make_loop
         self._erase = erase
@@ -212,9 +218,8 @@ class ProcessingNode:
             return
         item.loop.stop()
         if wanted.delete:
-            item.record = replace(item.record, is_ending=True)
-            self._records.put(wanted.item_id, item.record)
-            self._erase(item.record.spec)
+            item.record = self._note_ending(item.record, wanted)
+            self._erase(item.record.spec, item.record.removed)
         self._remove(wanted.item_id)
         self._records.delete(wanted.item_id)
 
@@ -225,12 +230,17 @@ class ProcessingNode:
         record = self._records.get(wanted.item_id)
         if record is None:
             return
-        if wanted.delete and not record.is_ending:
-            record = replace(record, is_ending=True)
-            self._records.put(wanted.item_id, record)
+        if wanted.delete:
+            record = self._note_ending(record, wanted)
         if record.is_ending:
             self._end(record)
         self._records.delete(wanted.item_id)
+
+    def _note_ending(self, record: ProcessingRecord, wanted: _Stop) -> ProcessingRecord:
+        """Return what is remembered from now on: the item is being erased."""
+        record = replace(record, is_ending=True, removed=wanted.removed or record.removed)
+        self._records.put(wanted.item_id, record)
+        return record
 
     def _finish_ending(self, record: ProcessingRecord) -> None:
         """What an earlier worker began to erase is gone, unless its stores cannot be reached."""
@@ -243,7 +253,7 @@ class ProcessingNode:
         """The item is erased and forgotten, by whoever comes first."""
         with self._ending:
             if self._records.get(record.spec.item_id) is not None:
-                self._erase(record.spec)
+                self._erase(record.spec, record.removed)
                 self._records.delete(record.spec.item_id)
 
     def _erase_replica(self, stores: StoresPort, wanted: ErasureSpec) -> None:

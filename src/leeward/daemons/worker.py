@@ -69,8 +69,8 @@ def _loop(
     )
 
 
-def _erase(spec: ProcessingSpec) -> None:
-    erase_item(spec, open_keyed)
+def _erase(spec: ProcessingSpec, removed: Sequence[str]) -> None:
+    erase_item(spec, open_keyed, removed)
 
 
 class _Stores:

@@ -56,7 +56,7 @@ class Verb(Enum):
     CONSOLE_VIEW = "console.view"  # {"run_id", "vm_id"} → ConsoleView
     # worker
     PROCESSING_START = "processing.start"  # ProcessingSpec → {}
-    PROCESSING_STOP = "processing.stop"  # {"item_id", "delete": bool} → {}
+    PROCESSING_STOP = "processing.stop"  # {"item_id", "delete": bool, "removed"} → {}
     STORES_READ = "stores.read"  # {"urls"} → FoundItems: every item that the stores hold
     # protocol.replicas
     REPLICAS_READ = "replicas.read"  # {"urls"} → StoredItems: whatever lies in the stores, of whom

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from leeward.core.codec import to_plain
 from leeward.core.errors import Conflict
 from leeward.core.ids import new_id
 from leeward.model.groups import ConsistencyGroup, GroupStanding, SharedPoint
 from leeward.model.recovery import Job, Vault
 from leeward.protection.groups import check_group
-from leeward.protocol.messages import Verb
 from leeward.vault.items import ItemRecord
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
@@ -34,7 +32,7 @@ from leeward.workflows.consistency import (
 )
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
-from leeward.workflows.item_specs import processing_spec
+from leeward.workflows.item_orders import go_on_processing
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 
@@ -156,12 +154,7 @@ class ConsistencyVerbs:
     def _processing_orders(self, arguments: ApplyGroupArguments) -> list[Order]:
         with self._bench.vault.read() as records:
             return [
-                Order(
-                    node=records.nodes.get(record.worker_id),
-                    verb=Verb.PROCESSING_START,
-                    arguments=to_plain(processing_spec(records, record)),
-                    key=record.item.id,
-                )
+                go_on_processing(records, record)
                 for record in records.items.by_ids(arguments.items).values()
                 if record.worker_id and record.is_replicating
             ]

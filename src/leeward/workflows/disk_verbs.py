@@ -27,7 +27,7 @@ from leeward.workflows.bench import Bench, accounts_by_name, check_staying
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
 from leeward.workflows.inventory import load_inventory
-from leeward.workflows.item_specs import processing_spec, replication_spec
+from leeward.workflows.item_orders import go_on_processing, go_on_replicating
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.machine_plan import check_disk
@@ -232,9 +232,7 @@ class DiskVerbs:
             record = _item_of(records, arguments.region, arguments.name)
             if record is None or not record.worker_id or not record.is_replicating:
                 return []
-            worker = records.nodes.get(record.worker_id)
-            spec = to_plain(processing_spec(records, record))
-        return [Order(node=worker, verb=Verb.PROCESSING_START, arguments=spec)]
+            return [go_on_processing(records, record)]
 
     def _replication_orders(self, arguments: DiskArguments) -> list[Order]:
         with self._bench.vault.read() as records:
@@ -242,8 +240,7 @@ class DiskVerbs:
             agent = source_agent(records, record) if record else None
             if record is None or agent is None or not record.is_replicating:
                 return []
-            spec = to_plain(replication_spec(records, record))
-        return [Order(node=agent, verb=Verb.REPLICATION_START, arguments=spec)]
+            return [go_on_replicating(records, record, agent)]
 
     # --- what the vault says then
 

@@ -15,7 +15,7 @@ from leeward.core.clock import Clock
 from leeward.core.errors import LeewardError, Unavailable, error_from_code
 from leeward.protocol.messages import Command, CommandResult, Verb
 from leeward.vault.nodes import NodeRecord
-from leeward.vault.records import VaultStore
+from leeward.vault.records import Records, VaultStore
 from leeward.workflows.live import LiveState
 from leeward.workflows.signals import Signals
 
@@ -27,6 +27,14 @@ NODE_SILENT_SECONDS = 15.0
 _LOOK_SECONDS = 1.0
 
 
+class Outdated(Exception):
+    """What an order was made from has changed before it was queued. Make it anew."""
+
+
+def _always(_: Records) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """One command to be sent: to whom, what, and with which arguments (plain JSON)."""
@@ -36,6 +44,9 @@ class Order:
     arguments: dict[str, object]
     key: str = ""
     """Tells apart orders of one step with the same verb to the same node."""
+    holds: Callable[[Records], bool] = _always
+    """Whether it follows from these records too. Asked in the transaction that queues it: nodes get
+    their commands in the order in which they were queued."""
 
 
 class Dispatch:
@@ -53,10 +64,14 @@ class Dispatch:
 
     def send(self, orders: list[Order], *, job_id: str, step: str) -> list[str]:
         """Return the ids of the orders' commands, queued. Idempotent: ids follow from job, step and
-        order."""
+        order. Raises: Outdated; then none is queued."""
         ids = [_command_id(order, job_id, step) for order in orders]
         with self._vault.write() as records:
             for command_id, order in zip(ids, orders, strict=True):
+                if records.commands.find(command_id) is not None:
+                    continue
+                if not order.holds(records):
+                    raise Outdated
                 records.commands.enqueue(
                     Command(id=command_id, verb=order.verb, arguments=order.arguments),
                     node_id=order.node.id,

@@ -39,6 +39,9 @@ ERASE_SECONDS = 1800.0
 """A replica is erased object by object; its storage must not be removed meanwhile."""
 
 
+_DELETING = ResourceState.DELETING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
     """Names of the resources an item used. Those a person made are never removed."""
@@ -86,7 +89,7 @@ class Ending:
             timeout_seconds=ERASE_SECONDS if delete_replica else UNDO_SECONDS,
         )
         job.step("forget", lambda _: self._forget(item_id), dict[str, object], is_undo=True)
-        self._remove_unused(job, used, delete_replica)
+        self._remove_unused(job, item_id, used, delete_replica)
 
     def _replication_orders(self, item_id: str) -> list[Order]:
         with self._bench.vault.read() as records:
@@ -110,6 +113,29 @@ class Ending:
             Order(node=worker, verb=Verb.PROCESSING_STOP, arguments=arguments) for worker in workers
         ]
 
+    def _removed_orders(self, job_id: str, item_id: str, used: Used) -> list[Order]:
+        """Tell workers that have not erased the item which of its stores have been removed since:
+        they would wait for them for good."""
+        with self._bench.vault.read() as records:
+            found = [
+                records.resources.find(StorageAccount, used.target_region, name)
+                for name in used.target_accounts
+            ]
+            told = [
+                record
+                for record in records.commands.of_job(job_id)
+                if record.command.verb is Verb.PROCESSING_STOP
+                and not (record.answer and record.answer.ok)
+            ]
+            workers = [find_node(records, record.node_id) for record in told]
+        removed = [each.value.url for each in found if each and each.state is _DELETING]
+        about: Json = {"item_id": item_id, "delete": True, "removed": removed}
+        return [
+            Order(node=worker, verb=Verb.PROCESSING_STOP, arguments=about)
+            for worker in workers
+            if worker is not None and removed
+        ]
+
     def _forget(self, item_id: str) -> Json:
         with self._bench.vault.write() as records:
             record = records.items.find(item_id)
@@ -131,12 +157,18 @@ class Ending:
             is_undo=True,
         )
 
-    def _remove_unused(self, job: RunningJob, used: Used, delete_replica: bool) -> None:
+    def _remove_unused(
+        self, job: RunningJob, item_id: str, used: Used, delete_replica: bool
+    ) -> None:
         accounts = [(used.cache_region, used.cache_account), used.former_cache]
         if delete_replica:
             accounts += [(used.target_region, name) for name in used.target_accounts]
         # Carried out late it would take away what another protection has made under that name.
         job.undo_orders("remove storage", lambda: self._account_orders(accounts), late=False)
+        if delete_replica:
+            job.undo_orders(
+                "tell workers", lambda: self._removed_orders(job.record.id, item_id, used)
+            )
         job.undo_orders("remove networks", lambda: self._network_orders(used))
         job.step(
             "remove records",
@@ -165,7 +197,7 @@ class Ending:
         with self._bench.vault.write() as records:
             is_idle = _is_idle(records, kind, region, name)
             if is_idle:
-                records.resources.set_state(kind, region, name, ResourceState.DELETING)
+                records.resources.set_state(kind, region, name, _DELETING)
         return is_idle
 
     def _remove_records(self, used: Used, accounts: list[tuple[str, str]]) -> Json:

@@ -7,6 +7,8 @@ the steps do. Handed to every verb.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from leeward.core.codec import from_plain, to_plain
@@ -15,7 +17,7 @@ from leeward.model.recovery import JobState, JobStep
 from leeward.observability.log import get_logger
 from leeward.vault.jobs import JobRecord
 from leeward.workflows.bench import Bench
-from leeward.workflows.dispatch import Order
+from leeward.workflows.dispatch import Order, Outdated
 from leeward.workflows.engine import Json, Steps
 from leeward.workflows.patience import patiently
 
@@ -180,8 +182,7 @@ class RunningJob:
         """Return the nodes' results, the orders having been carried out side by side."""
 
         def action(progress: StepProgress) -> object:
-            orders = make()
-            ids = self.bench.dispatch.send(orders, job_id=self.record.id, step=name)
+            orders, ids = self._send(name, make)
             try:
                 return [
                     self.bench.dispatch.wait_answer(
@@ -214,11 +215,7 @@ class RunningJob:
         def action(progress: StepProgress) -> object:
             refused = []
             try:
-                orders = make()
-                ids = patiently(
-                    self.bench.signals,
-                    lambda: self.bench.dispatch.send(orders, job_id=self.record.id, step=name),
-                )
+                orders, ids = self._send(name, make, is_undo=True)
                 for command_id, order in zip(ids, orders, strict=True):
                     if self.bench.is_heard(order.node):
                         refused += self._wait_undone(command_id, order, timeout_seconds)
@@ -232,6 +229,17 @@ class RunningJob:
 
         done = self.step(name, action, dict[str, list[str]], is_undo=True)
         return tuple(done.get("refused", ()))
+
+    def _send(
+        self, name: str, make: Callable[[], list[Order]], *, is_undo: bool = False
+    ) -> tuple[list[Order], list[str]]:
+        """Return the orders and the ids of their commands, queued. Orders are made anew as long as
+        another job changes what they are made from before they are queued."""
+        while True:
+            orders = make()
+            send = partial(self.bench.dispatch.send, orders, job_id=self.record.id, step=name)
+            with suppress(Outdated):
+                return orders, patiently(self.bench.signals, send) if is_undo else send()
 
     def _wait_undone(self, command_id: str, order: Order, timeout_seconds: float) -> list[str]:
         try:

@@ -10,11 +10,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from leeward.core.codec import to_plain
 from leeward.core.errors import InvalidRequest
 from leeward.model.recovery import AES_256_GCM, Job, Policy, ReplicatedItem, Vault
 from leeward.protection.health import FOLLOWING
-from leeward.protocol.messages import Verb
 from leeward.vault.items import ItemRecord
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.nodes import NodeRecord
@@ -22,7 +20,7 @@ from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
-from leeward.workflows.item_specs import processing_spec, replication_spec
+from leeward.workflows.item_orders import go_on_processing, go_on_replicating
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import source_agent
@@ -100,32 +98,18 @@ class KeyVerbs:
     def _processing_orders(self, vault: str) -> list[Order]:
         with self._bench.vault.read() as records:
             return [
-                Order(
-                    node=records.nodes.get(record.worker_id),
-                    verb=Verb.PROCESSING_START,
-                    arguments=to_plain(processing_spec(records, record)),
-                    key=record.item.id,
-                )
+                go_on_processing(records, record)
                 for record in _running(records, vault)
                 if record.worker_id
             ]
 
     def _replication_orders(self, vault: str) -> list[Order]:
-        orders = []
         with self._bench.vault.read() as records:
-            for record in _running(records, vault):
-                agent = source_agent(records, record)
-                if agent is not None:
-                    spec = replication_spec(records, record)
-                    orders.append(
-                        Order(
-                            node=agent,
-                            verb=Verb.REPLICATION_START,
-                            arguments=to_plain(spec),
-                            key=record.item.id,
-                        )
-                    )
-        return orders
+            return [
+                go_on_replicating(records, record, agent)
+                for record in _running(records, vault)
+                if (agent := source_agent(records, record)) is not None
+            ]
 
     def _needing(self, records: Records, vault: str) -> list[NodeRecord]:
         """Return the nodes of the regions between which the vault's encrypted items lie."""

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from leeward.core.codec import to_plain
 from leeward.core.ids import check_name
 from leeward.model.recovery import Policy, Vault
 from leeward.protection.health import FOLLOWING
-from leeward.protocol.messages import Verb
 from leeward.vault.items import ItemRecord
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
-from leeward.workflows.item_specs import item_key_id, processing_spec, replication_spec
+from leeward.workflows.item_orders import go_on_processing, go_on_replicating
+from leeward.workflows.item_specs import item_key_id
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import source_agent
@@ -82,12 +81,7 @@ class PolicyVerbs:
     def _processing_orders(self, arguments: ApplyArguments) -> list[Order]:
         with self._bench.vault.read() as records:
             return [
-                Order(
-                    node=records.nodes.get(record.worker_id),
-                    verb=Verb.PROCESSING_START,
-                    arguments=to_plain(processing_spec(records, record)),
-                    key=record.item.id,
-                )
+                go_on_processing(records, record)
                 for record in _following(records, arguments.vault, arguments.policy)
                 if record.worker_id
             ]
@@ -116,10 +110,7 @@ def check_policy_key(bench: Bench, records: Records, record: ItemRecord) -> None
 def source_orders(records: Records, record: ItemRecord) -> list[Order]:
     """Return what tells the item's source how to replicate from now on."""
     agent = source_agent(records, record)
-    if agent is None:
-        return []
-    spec = to_plain(replication_spec(records, record))
-    return [Order(node=agent, verb=Verb.REPLICATION_START, arguments=spec, key=record.item.id)]
+    return [go_on_replicating(records, record, agent)] if agent else []
 
 
 def _following(records: Records, vault: str, policy: str) -> list[ItemRecord]:

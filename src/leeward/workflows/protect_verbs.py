@@ -278,18 +278,25 @@ class ProtectVerbs:
 
     def _undo(self, job: RunningJob, arguments: ProtectArguments) -> None:
         plan, item_id = arguments.plan, arguments.item_id
-        left = job.step("look", lambda _: self._look(item_id), dict[str, object], is_undo=True)
-        if left["is_disabling"]:
+        left = job.step("end", lambda _: self._set_ending(item_id), dict[str, object], is_undo=True)
+        if left["is_disabled"]:
             return  # the job that disables it does all of this
         used = used_resources(
             _new_item(plan, item_id), plan.target_vm, cache_region=plan.cache_region
         )
         self._ending.end_item(job, item_id, used, delete_replica=True)
 
-    def _look(self, item_id: str) -> Json:
-        with self._bench.vault.read() as records:
+    def _set_ending(self, item_id: str) -> Json:
+        """Nobody is told any more to go on with the item."""
+        with self._bench.vault.write() as records:
             record = records.items.find(item_id)
-        return {"is_disabling": record is None or record.item.state is ItemState.DISABLING}
+            jobs = [job.verb for job in records.jobs.open_of_item(item_id)]
+            if record is None or "item.disable" in jobs:
+                return {"is_disabled": True}
+            if record.item.state is not ItemState.DISABLING:
+                item = replace(record.item, state=ItemState.DISABLING, problem="")
+                records.items.update(replace(record, item=item, is_replicating=False))
+        return {"is_disabled": False}
 
 
 def _protected(record: ItemRecord) -> Protected:

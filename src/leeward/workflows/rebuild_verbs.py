@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from leeward.core.codec import to_plain
 from leeward.core.errors import NotFound, Unavailable
 from leeward.model.recovery import ItemState, Job
 from leeward.model.resources import Region, StorageAccount
@@ -23,7 +22,7 @@ from leeward.vault.resources import Resource
 from leeward.workflows.bench import Bench
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
-from leeward.workflows.item_specs import processing_spec
+from leeward.workflows.item_orders import go_on_processing
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import item_target
@@ -193,12 +192,7 @@ class RebuildVerbs:
         """An item that the vault knew, and that is not replicated now, stays as it is."""
         with self._bench.vault.read() as records:
             return [
-                Order(
-                    node=records.nodes.get(record.worker_id),
-                    verb=Verb.PROCESSING_START,
-                    arguments=to_plain(processing_spec(records, record)),
-                    key=record.item.id,
-                )
+                go_on_processing(records, record)
                 for record in records.items.by_ids(rebuilt.items).values()
                 if record.is_replicating and record.worker_id
             ]

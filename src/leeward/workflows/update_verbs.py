@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from leeward.core.codec import to_plain
 from leeward.core.errors import NotFound
 from leeward.model.recovery import Job, Policy
 from leeward.protection.health import FOLLOWING
 from leeward.protection.inventory import Protected
 from leeward.protection.update import ItemChanges, plan_update
-from leeward.protocol.messages import Verb
 from leeward.vault.items import ItemRecord
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
@@ -23,7 +21,7 @@ from leeward.workflows.bench import Bench
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
 from leeward.workflows.inventory import load_inventory
-from leeward.workflows.item_specs import processing_spec
+from leeward.workflows.item_orders import go_on_processing
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import item_target
@@ -81,9 +79,7 @@ class UpdateVerbs:
             record = records.items.find(item_id)
             if record is None or not record.worker_id or not record.is_replicating:
                 return []
-            worker = records.nodes.get(record.worker_id)
-            spec = to_plain(processing_spec(records, record))
-        return [Order(node=worker, verb=Verb.PROCESSING_START, arguments=spec)]
+            return [go_on_processing(records, record)]
 
     def _source_orders(self, item_id: str) -> list[Order]:
         with self._bench.vault.read() as records:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from leeward.core.codec import to_plain
 from leeward.core.errors import Conflict, LeewardError
 from leeward.observability.log import get_logger
 from leeward.protection.health import FOLLOWING
@@ -21,7 +20,8 @@ from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
-from leeward.workflows.item_specs import item_key_id, processing_spec
+from leeward.workflows.item_orders import go_on_processing
+from leeward.workflows.item_specs import item_key_id
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
 from leeward.workflows.monitor import find_node, item_target
@@ -119,8 +119,7 @@ class WorkerVerbs:
             worker = find_node(records, record.worker_id) if record else None
             if record is None or worker is None or not record.is_replicating:
                 return []
-            spec = to_plain(processing_spec(records, record))
-        return [Order(node=worker, verb=Verb.PROCESSING_START, arguments=spec)]
+            return [go_on_processing(records, record)]
 
     def _stop_orders(self, arguments: WorkerArguments) -> list[Order]:
         with self._bench.vault.read() as records:

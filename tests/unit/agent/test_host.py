@@ -259,6 +259,26 @@ def test_erasing_an_item_leaves_the_others(tmp_path: Path) -> None:
     assert store.list("") == ["items/ab/catalog/1"]
 
 
+def test_an_item_is_erased_where_its_other_store_has_been_removed(tmp_path: Path) -> None:
+    store, gone = open_store("memory://erasure-of-half"), f"file://{tmp_path}/gone"
+    store.create("items/a/disks/e/segments/1", b"x")
+    spec = ProcessingSpec(
+        item_id="a",
+        epoch=1,
+        cache_url=gone,
+        catalog_url=gone,
+        replicas=tuple(
+            ReplicaDisk(disk=disk, size_bytes=1, target_url=url)
+            for disk, url in (("d", gone), ("e", store.url))
+        ),
+    )
+    with pytest.raises(Unavailable):
+        erase_item(spec, open_store)
+    store.create("items/a/disks/e/segments/2", b"x")
+    erase_item(spec, open_store, [gone])
+    assert store.list("") == []
+
+
 def test_a_fence_that_comes_late_does_not_stop_what_has_failed_back_since(host: Host) -> None:
     host.driver.vms["web-1"] = PowerState.RUNNING
     host.do(Verb.REPLICATION_START, replication_spec())

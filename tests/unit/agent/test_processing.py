@@ -95,6 +95,7 @@ class Worker:
         self.erased: list[str] = []
         self.has_erased = threading.Event()
         self.refuse_erase: Unavailable | None = None
+        self.are_gone: tuple[str, ...] = ()
         self.refuse_loop: Unavailable | None = None
         self.changes = 0
 
@@ -119,9 +120,11 @@ class Worker:
         def note() -> None:
             self.changes += 1
 
-        def erase(given: ProcessingSpec) -> None:
+        def erase(given: ProcessingSpec, removed: Sequence[str]) -> None:
             if self.refuse_erase:
                 raise self.refuse_erase
+            if set(self.are_gone) - set(removed):
+                raise Unavailable("a store is gone")
             self.erased.append(given.item_id)
             self.has_erased.set()
 
@@ -298,6 +301,38 @@ def test_whoever_asks_again_for_an_end_that_was_cut_short_is_answered_when_it_is
     do(again, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
     assert worker.erased == ["item-1"]
     assert not worker.remembers("item-1")
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_an_item_is_forgotten_when_its_stores_have_been_removed_before_it_was_erased(
+    worker: Worker, is_restarted: bool
+) -> None:
+    """The worker was away when the protection ended, and its storage did not wait for it."""
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.are_gone = ("memory://t",)
+    with pytest.raises(Unavailable):
+        do(node, Verb.PROCESSING_STOP, {"item_id": "item-1", "delete": True})
+    if is_restarted:
+        node = worker.start()
+    assert worker.remembers("item-1")
+    removed = {"item_id": "item-1", "delete": True, "removed": ["memory://t"]}
+    do(node, Verb.PROCESSING_STOP, removed)
+    assert not worker.remembers("item-1")
+    assert node.status().processings == ()
+
+
+def test_which_stores_have_been_removed_is_known_after_a_restart(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    worker.refuse_erase = Unavailable("the other store is slow")
+    worker.are_gone = ("memory://t",)
+    removed = {"item_id": "item-1", "delete": True, "removed": ["memory://t"]}
+    with pytest.raises(Unavailable, match="slow"):
+        do(node, Verb.PROCESSING_STOP, removed)
+    worker.refuse_erase = None
+    worker.start()
+    assert worker.has_erased.wait(60)
 
 
 def test_an_item_that_could_not_be_taken_up_again_is_forgotten_when_it_is_stopped(

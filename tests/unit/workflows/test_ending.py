@@ -10,7 +10,7 @@ import pytest
 from tests.unit.workflows.replay_rig import Site, site
 
 from leeward.core.errors import Conflict
-from leeward.model.recovery import ItemState, Job, JobState
+from leeward.model.recovery import ItemState, Job, JobState, Policy
 from leeward.model.resources import StorageAccount, VirtualMachine
 from leeward.protocol.messages import NodeStatus, ProcessingStatus, Verb
 from leeward.vault.resources import ResourceState
@@ -65,6 +65,56 @@ def test_storage_is_not_removed_late(made: Site) -> None:
     with made.vault.read() as records:
         left = {command.verb for command in records.commands.open_for(made.target.id)}
     assert Verb.ACCOUNT_DELETE not in left
+
+
+def test_a_worker_that_was_away_is_told_which_stores_of_the_item_are_gone(made: Site) -> None:
+    """It would ask them to forget the item at each start, for good."""
+    with made.vault.read() as records:
+        record = records.items.get("main", "web-1")
+        account = record.item.disks[0].target_account
+        url = records.resources.get(StorageAccount, "west", account).value.url
+    made.mute(made.worker)
+    made.silence(made.worker)
+    assert made.run(disable(made)).state is JobState.SUCCEEDED
+    with made.vault.read() as records:
+        orders = [command.arguments for command in records.commands.open_for(made.worker.id)]
+    assert [order.get("delete") for order in orders] == [True, True]
+    assert url in str(orders[1]["removed"])
+
+
+def test_a_worker_that_has_erased_the_item_is_told_no_more(made: Site) -> None:
+    before = made.asked[Verb.PROCESSING_STOP]
+    assert made.run(disable(made)).state is JobState.SUCCEEDED
+    assert made.asked[Verb.PROCESSING_STOP] == before + 1
+
+
+def test_nobody_is_told_to_go_on_with_an_item_whose_protection_is_being_undone(
+    tmp_path: Path,
+) -> None:
+    """What the worker erases would be processed again, and nobody would ever stop it."""
+    with site(tmp_path) as made:
+        job, told = made.protect(), list[Verb]()
+        step = made.engine.before_step
+
+        def disturb(name: str) -> None:
+            if name == "initial replication":
+                made.service.jobs.cancel(job.id)
+                return
+            if name == "forget":  # replication and processing have just been stopped
+                told.extend([Verb.PROCESSING_START, Verb.REPLICATION_START])
+                made.service.policies.put("main", Policy(name="default", compression="lz4"))
+                with made.vault.read() as records:
+                    others = records.jobs.open_ids(verb="policy.apply")
+                made.engine.before_step = lambda _: None
+                for other in others:
+                    made.engine.run(other)
+                made.engine.before_step = disturb
+            step(name)
+
+        made.engine.before_step = disturb
+        assert made.run(job).state is JobState.CANCELLED
+        assert told
+        assert [made.asked[verb] for verb in told] == [1, 1]
 
 
 def test_only_the_items_worker_speaks_for_its_points(made: Site) -> None:

@@ -14,6 +14,7 @@ from leeward.model.recovery import AES_256_GCM, JobState, Policy, RetentionTier
 from leeward.model.resources import ResourceGroup, VirtualMachine
 from leeward.protection.update import ItemChanges
 from leeward.protocol.messages import NodeStatus, Verb
+from leeward.workflows.dispatch import Order
 from leeward.workflows.policy_verbs import POLICY_APPLY
 
 CHANGED = Policy(
@@ -44,6 +45,50 @@ def test_a_change_is_told_to_worker_and_source_at_once(made: Site) -> None:
     assert made.last[Verb.REPLICATION_START]["compression"] == "lz4"
     assert made.last[Verb.PROCESSING_START]["tiers"] == [{"every_seconds": 0, "for_seconds": 60}]
     assert made.last[Verb.PROCESSING_START]["compression"] == "lz4"
+
+
+@pytest.mark.parametrize("step", ["workers", "sources"])
+def test_an_item_that_ends_while_its_nodes_are_being_told_does_not_go_on(
+    made: Site, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The order to go on, made before the item ended, would follow the order to stop."""
+    send, before = made.service.bench.dispatch.send, dict(made.asked)
+
+    def slow(orders: list[Order], *, job_id: str, step: str) -> list[str]:
+        monkeypatch.undo()
+        assert [order.verb for order in orders] == [verb]
+        made.run(made.service.disabling.disable("main", "web-1", delete_replica=True))
+        return send(orders, job_id=job_id, step=step)
+
+    verb = Verb.PROCESSING_START if step == "workers" else Verb.REPLICATION_START
+    made.service.policies.put("main", CHANGED)
+    (job_id,) = jobs(made)
+    made.engine.before_step = lambda name: (
+        monkeypatch.setattr(made.service.bench.dispatch, "send", slow) if name == step else None
+    )
+    assert made.engine.run(job_id)
+    assert made.asked[Verb.PROCESSING_STOP] > before.get(Verb.PROCESSING_STOP, 0)
+    assert made.asked[verb] == before[verb]
+
+
+def test_what_a_policy_says_last_is_what_nodes_are_told_last(
+    made: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, last = made.service.bench.dispatch.send, replace(CHANGED, compression="none")
+
+    def slow(orders: list[Order], *, job_id: str, step: str) -> list[str]:
+        monkeypatch.undo()
+        made.service.policies.put("main", last)
+        (newer,) = [each for each in jobs(made) if each != job_id]
+        made.engine.run(newer)
+        return send(orders, job_id=job_id, step=step)
+
+    made.service.policies.put("main", CHANGED)
+    (job_id,) = jobs(made)
+    monkeypatch.setattr(made.service.bench.dispatch, "send", slow)
+    assert made.engine.run(job_id)
+    assert made.last[Verb.PROCESSING_START]["compression"] == "none"
+    assert made.last[Verb.REPLICATION_START]["compression"] == "none"
 
 
 def test_nobody_is_told_what_does_not_concern_them(made: Site) -> None:
