@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,3 +268,63 @@ def test_an_agent_told_to_end_ends_though_a_command_takes_for_ever(host: Host) -
         host.service.open.clear()
     host.start_agent()
     wait_for(lambda: "left_script_ended" in host.log())
+
+
+def test_a_guest_left_frozen_is_thawed_by_the_next_agent_before_all_else(host: Host) -> None:
+    """Though the service hangs and nobody protects the VM any more."""
+    wait_for(lambda: "node_ready" in host.log())
+    host.kill_agent()
+    host.service.stop()
+    home = Places(host.leeward.data).host("east", "h")
+    freeze = run_directory(home, "h") / "freeze" / ITEM
+    with deaf(host.service.port), thawable(freeze.parent / "agent") as thawed:
+        freeze.mkdir()
+        config = {
+            "agent": str(freeze.parent / "agent"),
+            "tap": str(freeze.parent / "tap"),
+            "result": str(freeze / "result.json"),
+            "freeze_seconds": 60,
+            "thaw_seconds": 60,
+            "only_thaw": "",
+        }
+        (freeze / "config.json").write_text(json.dumps(config))
+        host.start_agent()
+        assert thawed.wait(60)
+
+
+@contextmanager
+def deaf(port: int) -> Iterator[None]:
+    """Take connections at the port and answer none."""
+    with socket.create_server(("127.0.0.1", port)):
+        yield
+
+
+@contextmanager
+def thawable(path: Path) -> Iterator[threading.Event]:
+    """Be a guest's agent at that socket; the event says that the guest was asked to thaw."""
+    thawed = threading.Event()
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with suppress(OSError):
+                while not thawed.is_set():
+                    connection, _ = listener.accept()
+                    with connection, connection.makefile("rwb") as lines:
+                        for line in lines:
+                            asked = json.loads(line.lstrip(b"\xff"))
+                            is_sync = asked["execute"] == "guest-sync-delimited"
+                            reply = {"return": asked["arguments"]["id"] if is_sync else 2}
+                            lines.write((b"\xff" if is_sync else b"") + json.dumps(reply).encode())
+                            lines.write(b"\n")
+                            lines.flush()
+                            if asked["execute"] == "guest-fsfreeze-thaw":
+                                thawed.set()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield thawed
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(60)

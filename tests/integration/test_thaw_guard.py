@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 from tests.integration.storage_daemon import wait_until
 
+from leeward.core.clock import SystemClock
 from leeward.mobility import link, thaw_guard
+from leeward.mobility.thaw_client import guard_of, thaw_left_guests
 from leeward.mobility.thaw_guard import Guard
 
 pytestmark = pytest.mark.integration
@@ -332,3 +334,48 @@ def test_a_guest_is_not_frozen_without_a_second_process(
     thaw_guard.main()
     assert "no second thaw guard could be started" in channel.said()["problem"]
     assert channel.asked == []
+
+
+# -------------------------------------------------------------------------- left by an agent
+
+
+def left_frozen(channel: Channel, run_dir: Path) -> Path:
+    """Return the configuration that an agent left behind which died together with both guards."""
+    config = run_dir / "freeze" / "item-1" / "config.json"
+    config.parent.mkdir(parents=True)
+    said = {
+        "agent": str(channel.agent),
+        "tap": str(channel.tap),
+        "result": str(config.with_name("result.json")),
+        "freeze_seconds": 60,
+        "thaw_seconds": 60,
+        "silent_seconds": 60,
+        "only_thaw": "",
+    }
+    config.write_text(json.dumps(said))
+    return config
+
+
+def test_protection_that_ends_leaves_no_guest_frozen_whose_guards_have_died(make: Make) -> None:
+    channel = make(lambda command: 2)
+    run_dir = channel.agent.parent
+    config = left_frozen(channel, run_dir)
+    guard = guard_of(run_dir, run_dir / "data", "item-1", SystemClock())
+    guard.leave()
+    wait_until(lambda: "thaw" in channel.asked, "the guest is thawed", seconds=60)
+    wait_until(lambda: not guards_of(config), "no guard is left", seconds=60)
+    assert json.loads(config.with_name("result.json").read_text())["is_over"]
+    guard.leave()
+    assert not config.exists()
+
+
+def test_every_guest_left_frozen_is_thawed_once(make: Make) -> None:
+    channel = make(lambda command: 2)
+    run_dir = channel.agent.parent
+    config = left_frozen(channel, run_dir)
+    thaw_left_guests(run_dir, run_dir / "data", SystemClock())
+    wait_until(lambda: "thaw" in channel.asked, "the guest is thawed", seconds=60)
+    wait_until(lambda: not guards_of(config), "no guard is left", seconds=60)
+    thaw_left_guests(run_dir, run_dir / "data", SystemClock())
+    assert guards_of(config) == []
+    assert channel.asked == ["thaw"]

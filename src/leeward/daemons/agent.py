@@ -39,6 +39,7 @@ from leeward.fabric.qemu_driver import QemuDriver
 from leeward.fabric.tunnels import TunnelEnd, settle_end
 from leeward.mobility.replicator import Places as ReplicatorPlaces
 from leeward.mobility.replicator import Replicator
+from leeward.mobility.thaw_client import thaw_left_guests
 from leeward.mobility.trim import trim_guest
 from leeward.observability.log import configure_logging, get_logger
 from leeward.processor.seed import seed_replica
@@ -85,6 +86,7 @@ def build_agent(
     tunnel: where tunnels from the region's other hosts end here.
     """
     run_dir = run_directory(directory, name)
+    thaw_left_guests(run_dir, directory, SystemClock())  # before anything that may take its time
     shm_dir = shared_memory_directory(directory, name)
     private_directory(storage_root)
     driver = QemuDriver(directory, run_dir, tunnel=tunnel)

@@ -158,7 +158,7 @@ class Freezes:
 
     def delete(self) -> None:
         """Nothing is remembered. A guest that is frozen now is thawed all the same."""
-        self._guard.forget()
+        self._guard.leave()
         self._path.unlink(missing_ok=True)
 
     def _begin(self, *, is_restarted: bool) -> _Attempt:

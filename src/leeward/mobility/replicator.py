@@ -20,7 +20,7 @@ from leeward.mobility.record import RecordFile
 from leeward.mobility.settings import Places, Tuning
 from leeward.mobility.shared_cut import SharedAttempt
 from leeward.mobility.stream import Stream
-from leeward.mobility.thaw_client import ThawGuard
+from leeward.mobility.thaw_client import guard_of
 from leeward.mobility.upload import Uploader
 from leeward.model.recovery import FreezeReport, ReplicationState, bandwidth_at
 from leeward.object_store.store import ObjectStore
@@ -80,11 +80,7 @@ class Replicator:
             clock=clock,
         )
         self._freezes = Freezes(
-            ThawGuard(
-                places.run_dir / "freeze" / spec.item_id,
-                places.data_dir / "logs" / f"freeze-{spec.item_id}.log",
-                clock,
-            ),
+            guard_of(places.run_dir, places.data_dir, spec.item_id, clock),
             places.data_dir / "replication" / f"{spec.item_id}.freeze.json",
             spec.epoch,
             every_seconds=spec.app_consistent_seconds,

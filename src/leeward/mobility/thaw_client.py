@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from leeward.core.clock import Clock
-from leeward.core.errors import Unavailable
+from leeward.core.errors import LeewardError, Unavailable
 from leeward.fabric.processes import end, find, spawn
+from leeward.observability.log import get_logger
+
+log = get_logger()
 
 FREEZE_SECONDS = 10.0
 """How long a guest may take to freeze, hook scripts included."""
@@ -24,6 +27,7 @@ THAW_SECONDS = 10.0
 """How long a guest may take to thaw before its point counts as no more than crash-consistent."""
 GUARD_SECONDS = FREEZE_SECONDS + THAW_SECONDS + 10.0
 """A guard that has said nothing for longer is stopped, hung or gone."""
+_PLACE = "freeze"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,19 @@ class Verdict:
     position: int = -1
     frozen_ns: int = 0
     ours_ns: int = 0
+
+
+def guard_of(run_dir: Path, data_dir: Path, item_id: str, clock: Clock) -> ThawGuard:
+    """Return the hand on the guard of the item's VM."""
+    log_file = data_dir / "logs" / f"freeze-{item_id}.log"
+    return ThawGuard(run_dir / _PLACE / item_id, log_file, clock)
+
+
+def thaw_left_guests(run_dir: Path, data_dir: Path, clock: Clock) -> None:
+    """Every guest of this host that was left frozen, an earlier agent and its guards having died
+    together, is being thawed. Nothing is waited for, and nothing else is needed."""
+    for config in sorted((run_dir / _PLACE).glob("*/config.json")):
+        guard_of(run_dir, data_dir, config.parent.name, clock).replace_dead()
 
 
 class ThawGuard:
@@ -90,8 +107,29 @@ class ThawGuard:
         return (None if result is None else _verdict(result)), False
 
     def forget(self) -> None:
-        """Nothing of the guard is kept; one that runs goes on until the guest is thawed."""
+        """Nothing of the guard is kept. The guest must be known to be thawed."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Nobody looks any more. Where the guest may still be frozen, what tells the next agent so
+        is kept."""
+        if self.is_busy and not self._is_over:
+            self.replace_dead()
+        else:
+            self.forget()
+
+    def replace_dead(self) -> None:
+        """A guest that may be frozen has a guard: in place of one that died one that thaws."""
+        if self.is_busy and find(self._pid_file) is None and not self._is_over:
+            try:
+                self._stand_in("the thaw guard died")
+            except (LeewardError, OSError, ValueError) as error:
+                log.warning("guest_may_be_frozen", guard=self._directory.name, error=str(error))
+
+    @property
+    def _is_over(self) -> bool:
+        result = _read(self._result)
+        return result is not None and bool(result["is_over"])
 
     def _stand_in(self, problem: str) -> None:
         config = json.loads(self._config.read_text())

@@ -59,7 +59,7 @@ class Guard:
         self.is_busy = not self.said[1]
         return self.said
 
-    def forget(self) -> None:
+    def leave(self) -> None:
         self.is_busy = False
 
 
