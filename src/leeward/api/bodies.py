@@ -1,4 +1,4 @@
-"""Request bodies of the public API: what a caller may send, field by field.
+"""Request bodies of the public API: what a caller may send, field by field; here, about vaults.
 
 Owns: their shape and the OpenAPI text that comes of it. Must not know: what is done with them.
 Each turns itself into the model's own value; unknown fields are refused, so that a misspelt one is
@@ -7,22 +7,12 @@ not silently dropped.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from leeward.core.errors import InvalidRequest
 from leeward.failover.shared import LATEST_SHARED
-from leeward.model.plans import (
-    ACTION_SECONDS,
-    APPROVAL_SECONDS,
-    ActionKind,
-    PlanAction,
-    PlanGroup,
-    PlanOptions,
-    RecoveryPlan,
-)
 from leeward.model.recovery import (
     APP_CONSISTENT_SECONDS_MIN,
     DEFAULT_TIERS,
@@ -37,20 +27,9 @@ from leeward.model.recovery import (
 from leeward.model.resources import (
     MEMORY_MIB_MIN,
     VCPUS_MAX,
-    AvailabilitySet,
-    Disk,
-    NetworkInterface,
-    Outbound,
-    ResourceGroup,
-    Routing,
-    StorageAccount,
-    Subnet,
-    VirtualMachine,
-    VirtualNetwork,
 )
 from leeward.protection.options import ProtectOptions
 from leeward.protection.update import ItemChanges
-from leeward.workflows.change_verbs import MachineSize
 
 
 class Body(BaseModel):
@@ -72,169 +51,9 @@ class EmptyBody(Body):
     """For resources that are nothing but their name."""
 
 
-class ResourceGroupBody(Body):
-    def resource(self, region: str, name: str) -> ResourceGroup:
-        """Return the resource group that is asked for."""
-        return ResourceGroup(region=region, name=name)
-
-
-class EnrolmentTokenBody(Body):
-    role: Literal["agent", "worker"] | None = Field(
-        default=None, description="for the caller's own records: a token enrols either"
-    )
-
-
-class SubnetBody(Body):
-    name: str
-    prefix: str = Field(description="CIDR inside the address space")
-    bridge: str = Field(
-        default="", max_length=15, description="existing bridge of the hosts to be joined with"
-    )
-
-    def subnet(self) -> Subnet:
-        """Return the subnet that is asked for."""
-        return Subnet(**self.model_dump())
-
-
-class NetworkBody(Body):
-    resource_group: str
-    address_space: tuple[str, ...] = Field(min_length=1, max_length=16)
-    subnets: tuple[SubnetBody, ...] = Field(min_length=1, max_length=64)
-    routing: Routing = Field(
-        default=Routing.ISOLATED, description="whether its subnets reach each other"
-    )
-    outbound: Outbound = Field(
-        default=Outbound.NONE, description="whether its VMs reach the outside, and how"
-    )
-
-    def resource(self, region: str, name: str) -> VirtualNetwork:
-        """Return the virtual network that is asked for."""
-        return VirtualNetwork(
-            region=region,
-            name=name,
-            resource_group=self.resource_group,
-            address_space=self.address_space,
-            subnets=tuple(body.subnet() for body in self.subnets),
-            routing=self.routing,
-            outbound=self.outbound,
-        )
-
-
-class NetworkChangeBody(Body):
-    """What is left out stays as it is."""
-
-    address_space: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=16)
-    subnets: tuple[SubnetBody, ...] | None = Field(
-        default=None, min_length=1, max_length=64, description="all of them, changed or not"
-    )
-    routing: Routing | None = None
-    outbound: Outbound | None = None
-
-    def changed(self, network: VirtualNetwork) -> VirtualNetwork:
-        """Return the network as it is wanted."""
-        return replace(
-            network,
-            address_space=self.address_space or network.address_space,
-            subnets=tuple(body.subnet() for body in self.subnets or ()) or network.subnets,
-            routing=self.routing or network.routing,
-            outbound=self.outbound or network.outbound,
-        )
-
-
 class NetworkMappingBody(Body):
     target_network: str = Field(description="in the target region; VMs come out in it")
     one_way: bool = Field(default=False, description="leave the opposite direction as it is")
-
-
-class StorageAccountBody(Body):
-    resource_group: str
-    url: str = ""
-    disk_directory: str = ""
-
-    def resource(self, region: str, name: str) -> StorageAccount:
-        """Return the storage account that is asked for; empty places are filled in later."""
-        return StorageAccount(region=region, name=name, **self.model_dump())
-
-
-class AvailabilitySetBody(Body):
-    resource_group: str
-    fault_domains: int = Field(default=2, ge=1, le=64)
-
-    def resource(self, region: str, name: str) -> AvailabilitySet:
-        """Return the availability set that is asked for."""
-        return AvailabilitySet(region=region, name=name, **self.model_dump())
-
-
-class AvailabilitySetChangeBody(Body):
-    fault_domains: int = Field(ge=1, le=64)
-
-
-class DiskBody(Body):
-    name: str
-    storage_account: str
-    size_bytes: int = Field(default=0, ge=0)
-    format: Literal["raw", "qcow2"] = "raw"
-    image: str = ""
-
-    def disk(self) -> Disk:
-        """Return the disk that is asked for."""
-        return Disk(**self.model_dump())
-
-
-class DiskSizeBody(Body):
-    """A disk never becomes smaller."""
-
-    size_bytes: int = Field(gt=0)
-
-
-class NicBody(Body):
-    name: str
-    network: str
-    subnet: str
-    address: str = ""
-    mac: str = ""
-
-
-class VirtualMachineBody(Body):
-    resource_group: str
-    vcpus: int = Field(default=1, ge=1, le=VCPUS_MAX)
-    memory_mib: int = Field(default=256, ge=MEMORY_MIB_MIN, le=4 << 20)
-    firmware: Literal["bios", "uefi"] = "bios"
-    display: Literal["none", "vga"] = "none"
-    disks: tuple[DiskBody, ...] = Field(min_length=1, max_length=64)
-    nics: tuple[NicBody, ...] = Field(default=(), max_length=16)
-    availability_set: str = ""
-    forwards: tuple[int, ...] = Field(default=(), max_length=64)
-    host: str = ""
-
-    def resource(self, region: str, name: str) -> VirtualMachine:
-        """Return the virtual machine that is asked for; addresses may still be open."""
-        plain = self.model_dump()
-        plain["disks"] = tuple(Disk(**disk) for disk in plain["disks"])
-        plain["nics"] = tuple(NetworkInterface(**nic) for nic in plain["nics"])
-        return VirtualMachine(region=region, name=name, **plain)
-
-
-class VirtualMachineChangeBody(Body):
-    """What is left out stays as it is. The VM must be stopped."""
-
-    vcpus: int | None = Field(default=None, ge=1, le=VCPUS_MAX)
-    memory_mib: int | None = Field(default=None, ge=MEMORY_MIB_MIN, le=4 << 20)
-    forwards: tuple[int, ...] | None = Field(default=None, max_length=64)
-
-    def size(self, vm: VirtualMachine) -> MachineSize:
-        """Return the size that is wanted."""
-        return MachineSize(
-            region=vm.region,
-            name=vm.name,
-            vcpus=self.vcpus or vm.vcpus,
-            memory_mib=self.memory_mib or vm.memory_mib,
-            forwards=vm.forwards if self.forwards is None else self.forwards,
-        )
-
-
-class StopBody(Body):
-    force: bool = False
 
 
 class TierBody(Body):
@@ -429,78 +248,3 @@ class ChangePointBody(Body):
     recovery_point: str = Field(
         description='"latest-processed", "latest-app-consistent", an id, or a time (ISO 8601)'
     )
-
-
-class PlanActionBody(Body):
-    name: str
-    kind: Literal["script", "http", "approval", "wait-port"]
-    script: str = Field(default="", description="name in the target agents' scripts directory")
-    url: str = Field(default="", description="where the context is posted", max_length=2000)
-    message: str = Field(default="", max_length=1000)
-    item: str = Field(default="", description="whose VM's port is waited for")
-    port: int = 0
-    timeout_seconds: float | None = Field(
-        default=None, description="default: a minute, approvals a day"
-    )
-
-    def action(self) -> PlanAction:
-        """Return the action that is asked for."""
-        kind = ActionKind(self.kind)
-        default = APPROVAL_SECONDS if kind is ActionKind.APPROVAL else ACTION_SECONDS
-        given = self.model_dump(exclude={"kind", "timeout_seconds"})
-        seconds = default if self.timeout_seconds is None else self.timeout_seconds
-        return PlanAction(kind=kind, timeout_seconds=seconds, **given)
-
-
-class PlanGroupBody(Body):
-    name: str
-    items: tuple[str, ...] = Field(default=(), max_length=500)
-    after: tuple[str, ...] = Field(default=(), max_length=50)
-    pre: tuple[PlanActionBody, ...] = Field(default=(), max_length=50)
-    post: tuple[PlanActionBody, ...] = Field(default=(), max_length=50)
-
-    def group(self) -> PlanGroup:
-        """Return the group that is asked for."""
-        return PlanGroup(
-            name=self.name,
-            items=self.items,
-            after=self.after,
-            pre=tuple(body.action() for body in self.pre),
-            post=tuple(body.action() for body in self.post),
-        )
-
-
-PlanPoint = Annotated[
-    Literal["latest", "latest-processed", "latest-app-consistent", "latest-shared"],
-    Field(
-        description="latest-shared: items of a consistency group go to the newest point that it "
-        "shares, others to latest-processed"
-    ),
-]
-
-
-class RecoveryPlanBody(Body):
-    groups: tuple[PlanGroupBody, ...] = Field(max_length=50)
-
-    def plan(self, vault: str, name: str) -> RecoveryPlan:
-        """Return the plan that is asked for."""
-        groups = tuple(body.group() for body in self.groups)
-        return RecoveryPlan(name=name, vault=vault, groups=groups)
-
-
-class RunPlanBody(Body):
-    planned: bool = Field(default=False, description="shut the sources down first, lose nothing")
-    recovery_point: PlanPoint = "latest"
-
-    def options(self) -> PlanOptions:
-        """Return how the plan is run."""
-        return PlanOptions(**self.model_dump())
-
-
-class TestPlanBody(Body):
-    recovery_point: PlanPoint = "latest"
-
-
-class ApproveBody(Body):
-    action: str = Field(default="", description="empty: whichever it waits for")
-    comment: str = Field(default="", max_length=1000)

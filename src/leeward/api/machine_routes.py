@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, Response
 
-from leeward.api import bodies
+from leeward.api import region_bodies
 from leeward.api.access import KeyOf, ServiceOf, VersionOf
 from leeward.api.region_routes import shown
 from leeward.api.replies import NamePart, accepted, page, versioned
@@ -51,7 +51,7 @@ def put_machine(
     key: KeyOf,
     region: NamePart,
     name: NamePart,
-    body: bodies.VirtualMachineBody,
+    body: region_bodies.VirtualMachineBody,
 ) -> Response:
     """The virtual machine is being made and started (202), or exists just so (200)."""
     job = service.machines.create(body.resource(region, name), key)
@@ -65,7 +65,7 @@ def patch_machine(
     version: VersionOf,
     region: NamePart,
     name: NamePart,
-    body: bodies.VirtualMachineChangeBody,
+    body: region_bodies.VirtualMachineChangeBody,
 ) -> Response:
     """The stopped virtual machine is being given another size."""
     with service.bench.vault.read() as records:
@@ -91,7 +91,7 @@ def stop_machine(
     key: KeyOf,
     region: NamePart,
     name: NamePart,
-    body: bodies.StopBody | None = None,
+    body: region_bodies.StopBody | None = None,
 ) -> Response:
     """The virtual machine is being stopped; with `force` the guest is not asked."""
     force = body.force if body else False
@@ -106,7 +106,7 @@ def trim_machine(service: ServiceOf, key: KeyOf, region: NamePart, name: NamePar
 
 @router.post(_BASE + "/{name}/disks", status_code=HTTPStatus.ACCEPTED, response_model=Job)
 def add_disk(
-    service: ServiceOf, key: KeyOf, region: NamePart, name: NamePart, body: bodies.DiskBody
+    service: ServiceOf, key: KeyOf, region: NamePart, name: NamePart, body: region_bodies.DiskBody
 ) -> Response:
     """The virtual machine is being given one more disk, replicated where the machine is."""
     return accepted(service.disks.add(region, name, body.disk(), key))
@@ -119,7 +119,7 @@ def grow_disk(
     region: NamePart,
     name: NamePart,
     disk: NamePart,
-    body: bodies.DiskSizeBody,
+    body: region_bodies.DiskSizeBody,
 ) -> Response:
     """The disk is being made larger, and its replica with it."""
     return accepted(service.disks.grow(region, name, disk, body.size_bytes, key))

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from leeward.api.access import KeyOf, ServiceOf
-from leeward.api.bodies import Body, PlanPoint
+from leeward.api.bodies import Body
+from leeward.api.plan_bodies import PlanPoint
 from leeward.api.replies import IdPart, NamePart, accepted, gone, page, reply
 from leeward.model.drills import PlanDrill, PlanDrillResult
 from leeward.model.plans import RecoveryPlan

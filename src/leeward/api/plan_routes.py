@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, Response
 
-from leeward.api import bodies
+from leeward.api import plan_bodies
 from leeward.api.access import KeyOf, ServiceOf
 from leeward.api.replies import NamePart, accepted, gone, page, reply
 from leeward.model.plans import PlanApproval, PlanReport, RecoveryPlan
@@ -38,7 +38,7 @@ def get_plan(service: ServiceOf, vault: NamePart, name: NamePart) -> Response:
 
 @router.put(_PLANS + "/{name}", response_model=RecoveryPlan)
 def put_plan(
-    service: ServiceOf, vault: NamePart, name: NamePart, body: bodies.RecoveryPlanBody
+    service: ServiceOf, vault: NamePart, name: NamePart, body: plan_bodies.RecoveryPlanBody
 ) -> Response:
     """The plan is as given; refused when it makes no sense, and while it is being run."""
     return reply(service.plans.put(body.plan(vault, name)))
@@ -59,7 +59,7 @@ def dry_run(service: ServiceOf, vault: NamePart, name: NamePart) -> Response:
 
 @router.post(_PLANS + "/{name}/run", status_code=HTTPStatus.ACCEPTED, response_model=Job)
 def run_plan(
-    service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart, body: bodies.RunPlanBody
+    service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart, body: plan_bodies.RunPlanBody
 ) -> Response:
     """The plan's items are being failed over, or back once they are reprotected."""
     return accepted(service.plans.run(vault, name, body.options(), key))
@@ -67,7 +67,7 @@ def run_plan(
 
 @router.post(_PLANS + "/{name}/test", status_code=HTTPStatus.ACCEPTED, response_model=Job)
 def rehearse_plan(
-    service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart, body: bodies.TestPlanBody
+    service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart, body: plan_bodies.TestPlanBody
 ) -> Response:
     """The plan is being tested: test VMs in isolated networks that they share."""
     return accepted(service.plans.test(vault, name, body.recovery_point, key))
@@ -87,7 +87,7 @@ def resume_plan(service: ServiceOf, key: KeyOf, vault: NamePart, name: NamePart)
 
 @router.post(_PLANS + "/{name}/approve", response_model=PlanApproval)
 def approve(
-    service: ServiceOf, vault: NamePart, name: NamePart, body: bodies.ApproveBody
+    service: ServiceOf, vault: NamePart, name: NamePart, body: plan_bodies.ApproveBody
 ) -> Response:
     """The action that the plan's run waits for is approved."""
     approval = service.plans.approve(vault, name, action=body.action, comment=body.comment)

@@ -13,7 +13,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
 
-from leeward.api import bodies
+from leeward.api import bodies, region_bodies
 from leeward.api.access import KeyOf, ServiceOf, VersionOf
 from leeward.api.replies import IdPart, NamePart, accepted, gone, page, reply, versioned
 from leeward.core.codec import to_plain
@@ -106,7 +106,7 @@ def make_token(
     service: ServiceOf,
     key: KeyOf,
     region: NamePart,
-    body: bodies.EnrolmentTokenBody,
+    body: region_bodies.EnrolmentTokenBody,
 ) -> Response:
     """A fresh token that enrols one node of the region within an hour; with an Idempotency-Key
     the same one again."""
@@ -198,7 +198,7 @@ for _path, _kind in _KIND_OF_PATH.items():
 
 @router.put("/regions/{region}/resource-groups/{name}", response_model=ResourceGroup)
 def put_resource_group(
-    service: ServiceOf, region: NamePart, name: NamePart, body: bodies.ResourceGroupBody
+    service: ServiceOf, region: NamePart, name: NamePart, body: region_bodies.ResourceGroupBody
 ) -> Response:
     """The resource group exists."""
     return _put(service, body.resource(region, name))
@@ -206,7 +206,7 @@ def put_resource_group(
 
 @router.put("/regions/{region}/networks/{name}", response_model=VirtualNetwork)
 def put_network(
-    service: ServiceOf, region: NamePart, name: NamePart, body: bodies.NetworkBody
+    service: ServiceOf, region: NamePart, name: NamePart, body: region_bodies.NetworkBody
 ) -> Response:
     """The virtual network exists; hosts make it real when a VM needs it there."""
     return _put(service, body.resource(region, name))
@@ -219,7 +219,7 @@ def patch_network(
     version: VersionOf,
     region: NamePart,
     name: NamePart,
-    body: bodies.NetworkChangeBody,
+    body: region_bodies.NetworkChangeBody,
 ) -> Response:
     """The virtual network is being changed on its hosts (202), or is so already (200)."""
     with service.bench.vault.read() as records:
@@ -234,7 +234,7 @@ def patch_availability_set(
     version: VersionOf,
     region: NamePart,
     name: NamePart,
-    body: bodies.AvailabilitySetChangeBody,
+    body: region_bodies.AvailabilitySetChangeBody,
 ) -> Response:
     """The availability set is changed; VMs stay where they are, later ones are placed by it."""
     service.changes.change_set(region, name, fault_domains=body.fault_domains, version=version)
@@ -243,7 +243,7 @@ def patch_availability_set(
 
 @router.put("/regions/{region}/availability-sets/{name}", response_model=AvailabilitySet)
 def put_availability_set(
-    service: ServiceOf, region: NamePart, name: NamePart, body: bodies.AvailabilitySetBody
+    service: ServiceOf, region: NamePart, name: NamePart, body: region_bodies.AvailabilitySetBody
 ) -> Response:
     """The availability set exists."""
     return _put(service, body.resource(region, name))
@@ -255,7 +255,7 @@ def put_storage_account(
     key: KeyOf,
     region: NamePart,
     name: NamePart,
-    body: bodies.StorageAccountBody,
+    body: region_bodies.StorageAccountBody,
 ) -> Response:
     """The storage account is being made (202), or exists (200)."""
     job = service.resources.create_account(body.resource(region, name), key)
