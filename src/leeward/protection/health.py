@@ -59,6 +59,8 @@ def judge(item: ReplicatedItem, reports: Reports) -> Judgement:
         return Judgement(state=ItemState.DEGRADED, problem=problem)
     if reports.newest_point_age_seconds is None or reports.replication is None:
         return Judgement(state=ItemState.INITIAL_REPLICATION)
+    if reports.replication.state is ReplicationState.TRACKING:  # begun anew, and not looked yet
+        return Judgement(state=item.state, problem=item.problem)
     if reports.replication.state is ReplicationState.RESYNCING:
         return Judgement(state=ItemState.RESYNCING)
     return Judgement(state=ItemState.PROTECTED)
@@ -78,8 +80,6 @@ def _problem(item: ReplicatedItem, reports: Reports) -> str:
         return "" if is_starting else f"{reports.source} does not replicate it yet"
     if replication.problem:
         return f"{reports.source}: {replication.problem}"
-    if replication.state is ReplicationState.TRACKING and not is_starting:
-        return f"{reports.source} only tracks its changes, none are sent"
     if replication.state is ReplicationState.STOPPED:
         return f"{reports.source} has stopped replicating it"
     if processing is not None and processing.problem:
@@ -87,7 +87,7 @@ def _problem(item: ReplicatedItem, reports: Reports) -> str:
     age = reports.newest_point_age_seconds
     if age is None and item.state in _HAD_POINTS:
         return "it has no recovery point any more"
-    is_streaming = replication.state is ReplicationState.STREAMING
-    if is_streaming and age is not None and age > reports.rpo_alert_seconds:
+    is_flowing = replication.state in (ReplicationState.STREAMING, ReplicationState.TRACKING)
+    if is_flowing and age is not None and age > reports.rpo_alert_seconds:
         return f"its newest recovery point is older than {reports.rpo_alert_seconds:g} s"
     return ""

@@ -107,7 +107,8 @@ class CommandResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicationStatus:
-    """What an agent says of one item it replicates."""
+    """What an agent says of one item it replicates. TRACKING without a problem: it has just begun
+    anew, and not looked at the VM yet."""
 
     item_id: str
     epoch: int

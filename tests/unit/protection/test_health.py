@@ -57,6 +57,23 @@ def test_resyncing() -> None:
     assert judge(ITEM, reports) == Judgement(state=ItemState.RESYNCING)
 
 
+TRACKS = replace(STREAMING, state=ReplicationState.TRACKING, problem="writes are only tracked")
+BEGUN_ANEW = replace(STREAMING, state=ReplicationState.TRACKING)
+
+
+@pytest.mark.parametrize("state", [ItemState.PROTECTED, ItemState.RESYNCING, ItemState.DEGRADED])
+def test_a_replication_just_begun_anew_changes_nothing(state: ItemState) -> None:
+    problem = "a mirror job is gone" if state is ItemState.DEGRADED else ""
+    item = replace(ITEM, state=state, problem=problem)
+    judgement = judge(item, replace(WELL, replication=BEGUN_ANEW))
+    assert judgement == Judgement(state=state, problem=problem)
+
+
+def test_one_that_never_looks_degrades_by_its_points() -> None:
+    reports = replace(WELL, replication=BEGUN_ANEW, newest_point_age_seconds=31)
+    assert "older than 30 s" in judge(ITEM, reports).problem
+
+
 @pytest.mark.parametrize(
     ("reports", "word"),
     [
@@ -65,10 +82,7 @@ def test_resyncing() -> None:
         (replace(WELL, replication=None), "does not replicate it"),
         (replace(WELL, replication=replace(STREAMING, epoch=0)), "does not replicate it"),
         (replace(WELL, replication=replace(STREAMING, problem="cache full")), "cache full"),
-        (
-            replace(WELL, replication=replace(STREAMING, state=ReplicationState.TRACKING)),
-            "only tracks",
-        ),
+        (replace(WELL, replication=TRACKS), "writes are only tracked"),
         (
             replace(WELL, replication=replace(STREAMING, state=ReplicationState.STOPPED)),
             "has stopped",
