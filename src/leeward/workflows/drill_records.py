@@ -1,4 +1,4 @@
-"""What the vault keeps of drills: their results, newest first, and pictures beside them.
+"""What the vault keeps of drills: how each is drilled, its results, newest first, with pictures.
 
 Owns: how many are kept, and that they go with their item; which drills are under way, and that they
 give way to failovers. Must not know: how a drill is run.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from leeward.core.codec import from_plain
 from leeward.model.drills import (
@@ -30,6 +31,18 @@ CUT_SHORT = "it was cut short"
 CLEAN_UP_SECONDS = 60.0
 GIVE_WAY_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
+D = TypeVar("D", Drill, PlanDrill)
+
+
+def keep_drill(records: Records, drill: D, now_ns: int) -> D:
+    """Return the drill as it is kept from now on: its schedule counts anew."""
+    found = records.resources.find(type(drill), drill.vault, drill.name)
+    kept = replace(drill, since_ns=now_ns, begun_ns=found.value.begun_ns if found else 0)
+    if found is None:
+        records.resources.insert(kept, scope=drill.vault, name=drill.name)
+    else:
+        records.resources.update(found, value=kept)
+    return kept
 
 
 def keep_result(records: Records, item_id: str, result: DrillResult, screen: str) -> None:

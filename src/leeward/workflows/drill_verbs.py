@@ -17,7 +17,13 @@ from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.workflows.bench import Bench
 from leeward.workflows.drill_looks import DrillArguments, DrillLooks, Evidence, outcome_of
-from leeward.workflows.drill_records import CLEAN_UP_SECONDS, CUT_SHORT, DRILL, forget_test_vm
+from leeward.workflows.drill_records import (
+    CLEAN_UP_SECONDS,
+    CUT_SHORT,
+    DRILL,
+    forget_test_vm,
+    keep_drill,
+)
 from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob
 from leeward.workflows.jobs import Jobs
@@ -42,14 +48,7 @@ class DrillVerbs:
         check_drill(drill)
         with self._bench.vault.write() as records:
             records.items.get(drill.vault, drill.name)
-            found = records.resources.find(Drill, drill.vault, drill.name)
-            begun_ns = found.value.begun_ns if found else 0
-            kept = replace(drill, since_ns=self._bench.clock.now_ns(), begun_ns=begun_ns)
-            if found is None:
-                records.resources.insert(kept, scope=drill.vault, name=drill.name)
-            else:
-                records.resources.update(found, value=kept)
-        return kept
+            return keep_drill(records, drill, self._bench.clock.now_ns())
 
     def delete(self, vault: str, name: str) -> None:
         """The item is drilled no more, unless somebody asks. Raises: NotFound."""

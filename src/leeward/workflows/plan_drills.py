@@ -44,6 +44,7 @@ from leeward.workflows.drill_records import (
     CUT_SHORT,
     PLAN_DRILL,
     forget_test_vm,
+    keep_drill,
     keep_plan_result,
     plan_results_of,
 )
@@ -116,14 +117,7 @@ class PlanDrills:
         check_plan_drill(drill)
         with self._bench.vault.write() as records:
             records.resources.get(RecoveryPlan, drill.vault, drill.name)
-            found = records.resources.find(PlanDrill, drill.vault, drill.name)
-            begun_ns = found.value.begun_ns if found else 0
-            kept = replace(drill, since_ns=self._bench.clock.now_ns(), begun_ns=begun_ns)
-            if found is None:
-                records.resources.insert(kept, scope=drill.vault, name=drill.name)
-            else:
-                records.resources.update(found, value=kept)
-        return kept
+            return keep_drill(records, drill, self._bench.clock.now_ns())
 
     def delete(self, vault: str, name: str) -> None:
         """The plan is drilled no more, unless somebody asks. Raises: NotFound."""
