@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -28,6 +29,8 @@ log = get_logger()
 BOOT_TRIES_MAX = 3
 AGAIN_SECONDS = 20.0
 """A boot that has failed after longer is not tried again: whoever asked will not wait for it."""
+TEND_SECONDS = 5.0
+"""Between two looks whether exports run that no hydration sees after."""
 
 
 class ExportPort(Protocol):
@@ -91,20 +94,60 @@ class Recoveries:
         self._lock = threading.Lock()
         self._known: dict[str, RecoveryRecord] = self._records.all()
         self._hydrators: dict[str, HydratorPort] = {}
+        self._vms: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        """Held while a VM is booted, started, discarded or seen after."""
+        self._ending = threading.Event()
 
     def resume(self) -> None:
-        """Exports that VMs still need run, and hydration goes on where it was."""
+        """Exports that VMs still need run, and hydration goes on where it was; what cannot be taken
+        up now is later. Nothing is waited for: a store may be away."""
         for vm_id, record in list(self._known.items()):
-            try:
-                if not record.hydrated and self._may_read_from_base(vm_id):
-                    self._hydrate(record.boot, self._export_of(record.boot))
-                    continue
-                if not record.hydrated and self._is_there(vm_id):
-                    # the agent before was killed just after the last base had gone
-                    self._remember(replace(record, hydrated=True))
-                self._drop_export(vm_id)
-            except LeewardError as error:
-                log.warning("recovery_not_resumed", vm=vm_id, error=str(error))
+            self._take_up(vm_id, record)
+        threading.Thread(target=self._tend, name="tend-recoveries", daemon=True).start()
+
+    def _take_up(self, vm_id: str, record: RecoveryRecord) -> None:
+        try:
+            if not record.hydrated and self._may_read_from_base(vm_id):
+                self._hydrate(record.boot, self._export_of(record.boot, waits=False))
+                return
+            if not record.hydrated and self._is_there(vm_id):
+                # the agent before was killed just after the last base had gone
+                self._remember(replace(record, hydrated=True))
+            self._drop_export(vm_id)
+        except LeewardError as error:
+            log.warning("recovery_not_resumed", vm=vm_id, error=str(error))
+
+    def _tend(self) -> None:
+        while not self._ending.wait(TEND_SECONDS):
+            self.look_after()
+
+    def look_after(self) -> None:
+        """What no hydration sees after is seen after: VMs that could not be taken up, and the
+        exports of those that read from them all their lives."""
+        for vm_id in list(self._known):
+            lock = self._vms[vm_id]
+            if lock.acquire(blocking=False):  # else somebody is at it
+                try:
+                    record = self._known.get(vm_id)
+                    if record is not None and not record.hydrated and not self._ending.is_set():
+                        self._look_after(vm_id, record)
+                finally:
+                    lock.release()
+
+    def _look_after(self, vm_id: str, record: RecoveryRecord) -> None:
+        with self._lock:
+            is_hydrated_by_somebody = vm_id in self._hydrators
+        if is_hydrated_by_somebody:
+            return
+        if record.boot.hydrates:
+            self._take_up(vm_id, record)
+            return
+        export = self._exports.find(vm_id)
+        try:
+            if export is not None:
+                export.ensure_running()
+        except LeewardError as error:
+            log.warning("export_not_running", vm=vm_id, error=str(error))
 
     def boot(self, spec: BootSpec) -> VmStatus:
         """The VM runs from the recovery point, its networks exist, and it is being hydrated.
@@ -112,11 +155,14 @@ class Recoveries:
         A boot that fails leaves nothing behind.
         Raises: Conflict if it runs from another point already; what export and driver raise.
         """
-        if spec.is_varied:
+        is_varied = spec.is_varied
+        if is_varied:
             spec = _as_at_the_point(spec, self._exports.disk_sizes(spec))
+        with self._vms[spec.vm.vm_id]:
             status = self._boot_known(spec)
+        if is_varied:
             return replace(status, disk_sizes={r.disk: r.size_bytes for r in spec.replicas})
-        return self._boot_known(spec)
+        return status
 
     def _boot_known(self, spec: BootSpec) -> VmStatus:
         vm_id = spec.vm.vm_id
@@ -125,7 +171,10 @@ class Recoveries:
             spec.item_id,
             spec.point_id,
         ):
-            raise Conflict(f"{vm_id} already runs from recovery point {known.boot.point_id}")
+            if self._is_there(vm_id):
+                raise Conflict(f"{vm_id} already runs from recovery point {known.boot.point_id}")
+            self.discard(vm_id)  # a boot that was cut short, and nobody asked for again
+            known = None
         if known is None and self._is_there(vm_id):
             raise Conflict(f"{vm_id} is on this host already, from no recovery point")
         if known is None:
@@ -146,12 +195,13 @@ class Recoveries:
     ) -> None:
         """The VM, its overlays and its export are gone; the images of `keep_disks` stay under
         another name; of `networks` those are gone that no VM is in any more. Idempotent."""
-        self._stop_hydrator(vm_id)
-        self._driver.delete_vm(vm_id, keep_disks=keep_disks)
-        self._drop_export(vm_id)
-        with self._lock:
-            self._known.pop(vm_id, None)
-            self._records.delete(vm_id)
+        with self._vms[vm_id]:
+            self._stop_hydrator(vm_id)
+            self._driver.delete_vm(vm_id, keep_disks=keep_disks)
+            self._drop_export(vm_id)
+            with self._lock:
+                self._known.pop(vm_id, None)
+                self._records.delete(vm_id)
         for network_id in networks:
             with suppress(Conflict):  # whoever leaves it last takes it away
                 self._driver.delete_network(network_id)
@@ -173,9 +223,10 @@ class Recoveries:
 
     def ensure_export(self, vm_id: str) -> None:
         """The export that the VM still reads from runs; call it before the VM is started."""
-        record = self._known.get(vm_id)
-        if record is not None and not record.hydrated and self._reads_from_base(vm_id):
-            self._hydrate(record.boot, self._export_of(record.boot))
+        with self._vms[vm_id]:
+            record = self._known.get(vm_id)
+            if record is not None and not record.hydrated and self._reads_from_base(vm_id):
+                self._hydrate(record.boot, self._export_of(record.boot))
 
     def statuses(self) -> tuple[HydrationStatus, ...]:
         """Return how far each VM is."""
@@ -188,6 +239,7 @@ class Recoveries:
 
     def shut_down(self) -> None:
         """Nothing is driven from this process any more; VMs and exports go on running."""
+        self._ending.set()
         for vm_id in list(self._hydrators):
             self._stop_hydrator(vm_id)
 
@@ -241,17 +293,19 @@ class Recoveries:
         return status
 
     def _settle(self, record: RecoveryRecord, status: HydrationStatus) -> None:
-        """Every disk is local: remember it and what was measured."""
-        self._stop_hydrator(status.vm_id)
-        with suppress(LeewardError):
-            self._remember(
-                replace(
-                    record,
-                    hydrated=True,
-                    bytes_total=status.bytes_total,
-                    first_read_ns=status.first_read_ns,
-                )
-            )
+        """Every disk is local: remember it and what was measured, unless the VM has been discarded
+        meanwhile."""
+        hydrated = replace(
+            record,
+            hydrated=True,
+            bytes_total=status.bytes_total,
+            first_read_ns=status.first_read_ns,
+        )
+        with self._lock, suppress(LeewardError):
+            if self._known.get(status.vm_id) is record:
+                self._records.put(status.vm_id, hydrated)
+                self._known[status.vm_id] = hydrated
+                self._hydrators.pop(status.vm_id, None)  # its thread has ended
 
     def _may_read_from_base(self, vm_id: str) -> bool:
         """Say whether the VM reads from its export, or its QEMU still may: the agent before was
@@ -277,11 +331,12 @@ class Recoveries:
         except NotFound:
             return False
 
-    def _export_of(self, boot: BootSpec) -> ExportPort:
+    def _export_of(self, boot: BootSpec, *, waits: bool = True) -> ExportPort:
         export = self._exports.find(boot.vm.vm_id)
         if export is None:
             export = self._exports.start(boot.vm.vm_id, boot)
-            export.wait_open()
+            if waits:
+                export.wait_open()
             return export
         export.ensure_running()
         return export

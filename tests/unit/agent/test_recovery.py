@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.unit.agent.fakes import FakeDriver, FakeExports, FakeHydrator, boot_spec
+from tests.unit.agent.fakes import FakeDriver, FakeExport, FakeExports, FakeHydrator, boot_spec
 
+from leeward.agent import recovery
 from leeward.agent.recovery import ExportPort, Recoveries
 from leeward.core.errors import Conflict, HypervisorRefused, NotFound, Unavailable
 from leeward.model.resources import PowerState
-from leeward.protocol.fabric import BootSpec
+from leeward.protocol.fabric import BootSpec, VmSpec, VmStatus
+from leeward.protocol.messages import HydrationStatus
 
 
 class Host:
@@ -23,18 +27,30 @@ class Host:
         self.calls = self.driver.calls
         self.exports = FakeExports(self.calls)
         self.hydrators: list[FakeHydrator] = []
+        self.agents: list[Recoveries] = []
 
     def agent(self) -> Recoveries:
         def make(boot: BootSpec, export: ExportPort) -> FakeHydrator:
             self.hydrators.append(FakeHydrator(boot.vm.vm_id, self.calls))
             return self.hydrators[-1]
 
-        return Recoveries(self.driver, self._directory, self.exports, make)
+        self.agents.append(Recoveries(self.driver, self._directory, self.exports, make))
+        return self.agents[-1]
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    for agent in host.agents:
+        agent.shut_down()
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_boot_opens_the_point_while_the_rest_gets_ready(host: Host) -> None:
@@ -96,6 +112,88 @@ def test_another_point_needs_a_discard_first(host: Host) -> None:
     agent.discard("web-1")
     agent.boot(boot_spec("rp-1-4"))
     assert "export web-1 at rp-1-4" in host.calls
+
+
+def test_a_boot_cut_short_that_nobody_asks_for_again_is_in_no_later_ones_way(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(spec: VmSpec, **_: object) -> VmStatus:
+        raise Killed
+
+    with monkeypatch.context() as killed:
+        killed.setattr(host.driver, "create_vm", kill)
+        with pytest.raises(Killed):
+            host.agent().boot(boot_spec())
+    agent = host.agent()
+    agent.resume()
+    agent.boot(boot_spec("rp-1-4"))
+    assert host.calls[-1] == "hydrate web-1"
+    assert "export web-1 at rp-1-4" in host.calls
+    assert host.driver.vms == {"web-1": PowerState.RUNNING}
+
+
+def test_a_store_that_is_away_keeps_no_agent_from_starting(host: Host) -> None:
+    host.agent().boot(boot_spec())
+    host.exports.open.clear()
+    host.exports.refuse_open = Unavailable("the store does not answer")
+    host.calls.clear()
+    host.agent().resume()
+    assert host.calls == ["export web-1 at rp-1-5", "hydrate web-1"], "hydration waits for it"
+
+
+def test_what_could_not_be_taken_up_is_taken_up_later(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest would wait for its disks until the next restart of the agent."""
+    monkeypatch.setattr(recovery, "TEND_SECONDS", 0.01)
+    host.agent().boot(boot_spec())
+    host.exports.open.clear()
+    host.calls.clear()
+    start, refusals = host.exports.start, 2
+
+    def refuse(export_id: str, boot: BootSpec) -> FakeExport:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise Unavailable("cannot write supervisor.pid: No space left on device")
+        return start(export_id, boot)
+
+    monkeypatch.setattr(host.exports, "start", refuse)
+    host.agent().resume()
+    wait_for(lambda: "hydrate web-1" in host.calls)
+    assert refusals == 0
+
+
+def test_the_export_of_a_vm_that_reads_from_it_all_its_life_is_seen_after(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "TEND_SECONDS", 0.01)
+    agent = host.agent()
+    agent.resume()
+    agent.boot(replace(boot_spec(), hydrates=False))
+    host.exports.open["web-1"].is_running = False
+    wait_for(lambda: host.exports.open["web-1"].is_running)
+
+
+def test_a_vm_discarded_just_when_it_has_become_local_is_not_remembered(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = host.agent()
+    agent.boot(boot_spec())
+    hydrator = host.hydrators[0]
+    hydrator.finish()
+    done = hydrator.state
+
+    def overtaken() -> HydrationStatus:
+        agent.discard("web-1")
+        return done
+
+    monkeypatch.setattr(hydrator, "status", overtaken)
+    agent.statuses()
+    assert (agent.statuses(), host.agent().statuses()) == ((), ())
 
 
 def test_restarted_agent_goes_on_hydrating(host: Host) -> None:
