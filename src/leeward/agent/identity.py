@@ -17,8 +17,11 @@ from pathlib import Path
 from leeward.agent.records import write_file
 from leeward.agent.service import Service
 from leeward.core.codec import from_json, to_json
-from leeward.core.errors import Conflict, InvalidRequest, Unavailable
+from leeward.core.errors import Conflict, InvalidRequest, NotAllowed, Unavailable
+from leeward.observability.log import get_logger
 from leeward.protocol.messages import EnrolmentRequest, Role
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Identity:
 def load_identity(path: Path, *, role: Role, region: str, name: str) -> Identity:
     """Return the identity kept at `path`, made and kept there if there is none.
 
-    Raises: Conflict if it belongs to another node.
+    Raises: Conflict if it belongs to another node; InvalidRequest if it cannot be read.
     """
     try:
         identity = from_json(path.read_bytes(), Identity)
@@ -43,6 +46,11 @@ def load_identity(path: Path, *, role: Role, region: str, name: str) -> Identity
         identity = Identity(role=role, region=region, name=name, key=secrets.token_hex(32))
         write_file(path, to_json(identity), mode=0o600)
         return identity
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{path} is broken: {error.message}",
+            hint="put it back from a copy, or delete it and enrol the node anew with a new token",
+        ) from error
     if (identity.role, identity.region, identity.name) != (role, region, name):
         raise Conflict(
             f"{path.parent} belongs to {identity.role.value} {identity.name} of region "
@@ -55,9 +63,10 @@ def load_identity(path: Path, *, role: Role, region: str, name: str) -> Identity
 def enrol(path: Path, identity: Identity, service: Service, *, token: str) -> Identity:
     """Return the identity with its node id, enrolling with the one-time `token` if there is one.
 
-    A token for a node that has enrolled before makes a service that lost it know it again. The
-    service's requests are authenticated afterwards.
-    Raises: InvalidRequest without a token to spend; Conflict, Unavailable.
+    A token for a node that has enrolled before makes a service that lost it know it again; one that
+    is refused, spent and never deleted perhaps, keeps no such node down. The service's requests are
+    authenticated afterwards.
+    Raises: InvalidRequest without a token to spend; NotAllowed when it is refused, Unavailable.
     """
     if token or not identity.node_id:
         if not token:
@@ -72,8 +81,16 @@ def enrol(path: Path, identity: Identity, service: Service, *, token: str) -> Id
             name=identity.name,
             key=identity.key,
         )
-        identity = replace(identity, node_id=service.enrol(request).node_id)
-        write_file(path, to_json(identity), mode=0o600)
+        try:
+            enrolled = replace(identity, node_id=service.enrol(request).node_id)
+        except NotAllowed as error:
+            if not identity.node_id:
+                raise
+            log.warning("token_refused", name=identity.name, error=str(error))
+        else:
+            if enrolled != identity:
+                write_file(path, to_json(enrolled), mode=0o600)
+            identity = enrolled
     service.authenticate(identity.node_id, identity.key)
     return identity
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from leeward.core.codec import from_json, to_json
-from leeward.core.errors import Unavailable
+from leeward.core.errors import InvalidRequest, Unavailable
 from leeward.core.ids import check_name
+from leeward.observability.log import get_logger
 
+log = get_logger()
 T = TypeVar("T")
 
 
@@ -57,11 +59,15 @@ class Records(Generic[T]):
         write_file(self._path(name), to_json(record))
 
     def get(self, name: str) -> T | None:
-        """Return the record, or None if there is none."""
+        """Return the record, or None if there is none. Raises: InvalidRequest naming its file when
+        it cannot be read."""
+        path = self._path(name)
         try:
-            return from_json(self._path(name).read_bytes(), self._kind)
+            return from_json(path.read_bytes(), self._kind)
         except FileNotFoundError:
             return None
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{path} cannot be read: {error.message}") from error
 
     def delete(self, name: str) -> None:
         """Make `name` hold nothing. Idempotent."""
@@ -69,10 +75,15 @@ class Records(Generic[T]):
         sync_directory(self._directory)
 
     def all(self) -> dict[str, T]:
-        """Return every record by its name."""
+        """Return every record by its name. One that cannot be read is logged and left where it is:
+        what the others tell of must go on."""
         found = {}
         for path in sorted(self._directory.glob("*.json")):
-            record = self.get(path.stem)
+            try:
+                record = self.get(path.stem)
+            except InvalidRequest as error:
+                log.error("record_unreadable", error=str(error))
+                continue
             if record is not None:
                 found[path.stem] = record
         return found

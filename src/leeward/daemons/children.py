@@ -88,7 +88,7 @@ class Child:
             return ""
         try:
             self.start()
-        except LeewardError as error:
+        except (LeewardError, OSError) as error:  # a full disk, say: the others are to run on
             self._wait(now)
             return f"{self.spec.name}: {error}"
         return f"{self.spec.name} runs again (pid {self.process.pid if self.process else 0})"

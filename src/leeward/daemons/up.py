@@ -286,7 +286,8 @@ class Up:
             for child in self._children:
                 sentence = child.look()
                 if sentence:
-                    self._say(sentence)
+                    with suppress(OSError):  # nobody listens, or the log's disk is full
+                        self._say(sentence)
 
     def _check_alive(self, child: Child) -> None:
         reap()

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from leeward.agent.identity import DirectoryLock, enrol, load_identity
+from leeward.agent.identity import DirectoryLock, Identity, enrol, load_identity
 from leeward.agent.service import Service
 from leeward.core.errors import (
     Conflict,
@@ -136,6 +136,32 @@ def test_without_a_token_a_new_node_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="token"):
         enrol(path, fresh, link, token="")
     link.close()
+
+
+def test_a_spent_token_that_lies_about_keeps_no_enrolled_node_down(tmp_path: Path) -> None:
+    """Its directory may be one that the node cannot delete in."""
+    path = tmp_path / "identity.json"
+    problem = {"code": "not_allowed", "detail": "the enrolment token has expired"}
+    replies = [httpx.Response(200, json={"node_id": "agent-1"}), httpx.Response(403, json=problem)]
+    link = service(lambda request: replies.pop(0))
+    enrolled = enrol(path, load(path), link, token="once")
+    assert enrol(path, load(path), link, token="once") == enrolled
+    replies.append(httpx.Response(403, json=problem))
+    new = tmp_path / "new.json"
+    with pytest.raises(NotAllowed, match="expired"):
+        enrol(new, load(new), link, token="once")
+    link.close()
+
+
+def test_a_broken_identity_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "identity.json"
+    path.write_bytes(b'{"role": "agent", "reg')
+    with pytest.raises(InvalidRequest, match=r"identity\.json is broken"):
+        load(path)
+
+
+def load(path: Path) -> Identity:
+    return load_identity(path, role=Role.AGENT, region="east", name="h")
 
 
 def test_directory_of_another_node_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,14 @@ def test_ended_daemon_does_not_run(spec: ChildSpec) -> None:
     child.start()
     child.end(grace_seconds=5)
     assert Child(spec).process is None
+
+
+def test_a_daemon_that_cannot_be_started_now_takes_nobody_with_it(
+    spec: ChildSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "BACK_OFF_SECONDS", 0.05)
+    child = Child(replace(spec, log_file=spec.home))  # it can be opened no more than on a full disk
+    said = child.look()
+    assert said.startswith("agent east-1: ")
+    assert "Is a directory" in said
+    assert child.state is ChildState.WAITING
