@@ -16,8 +16,10 @@ import pytest
 from tests.integration.replication_rig import FaultyStore, Rig, Target, replication_rig
 from tests.integration.storage_daemon import LoggedWriters, PrefixChecker, wait_until
 
-from leeward.core.errors import HypervisorRefused, NotFound
+from leeward.core.errors import Conflict, HypervisorRefused, NotFound
 from leeward.core.units import BLOCK, MIB
+from leeward.fabric.processes import identify
+from leeward.mobility.replicator import Replicator
 from leeward.model.recovery import Consistency, ReplicationState
 from leeward.nbd.client import NbdClient
 from leeward.object_store.file import create_file_store
@@ -371,6 +373,35 @@ def test_stopping_when_the_vm_is_gone_from_its_host_leaves_nothing_behind(rig: R
     replicator._stream._open_session = gone
     replicator.stop(detach=True)
     rig.replicator = None
+    assert files_of(rig, "item-1") == []
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "killed-before-it-noted-the-tap"])
+def test_an_agent_ends_the_tap_that_an_earlier_one_started_for_a_vm_that_has_stopped(
+    rig: Rig, is_noted: bool
+) -> None:
+    prepared(rig)
+    rig.start()
+    rig.wait_state(ReplicationState.STREAMING)
+    tap = rig.tap_pid
+    assert tap
+    rig.drop_agent()
+    rig.daemon.kill()
+    if not is_noted:
+        (rig.places.data_dir / "replication" / f"{rig.spec.item_id}.json").unlink()
+
+    def stopped() -> QmpSession:
+        raise Conflict("VM web-1 is not running")
+
+    later = Replicator(
+        rig.spec,
+        open_session=stopped,
+        open_store=lambda _url: rig.store,
+        places=rig.places,
+        tuning=rig.tuning,
+    )
+    later.stop(detach=True)
+    assert identify(tap) is None
     assert files_of(rig, "item-1") == []
 
 

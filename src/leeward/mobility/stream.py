@@ -612,11 +612,9 @@ class Stream:
                 free_vm(capture, self._taps_for(capture.sizes), clock=self._clock)
             finally:
                 capture.close()
-        elif self._record.value.disk_sizes:
-            self._guarded()
-        if self._taps is not None:
-            self._taps.stop()
-            self._taps = None
+        taps = self._taps or self._taps_for(dict.fromkeys(self._spec.disks, 0))
+        taps.stop()
+        self._taps = None
         self._freezes.delete()
         self._record.delete()
         places = self._places

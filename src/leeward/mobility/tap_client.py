@@ -218,6 +218,18 @@ def control_socket(config: TapConfig) -> Path:
     return config.tap_dir / "control.sock"
 
 
+def end_left(config: TapConfig) -> None:
+    """Make no tap of the item run, whoever started it and whatever it serves, and its sockets not
+    exist; journals remain. Idempotent. Nothing may be connected to it."""
+    with locked(_lock_file(config.run_dir, config.item_id)):
+        with suppress(Unavailable):
+            ask_watchdog(config.run_dir, {"op": "close", "item": config.item_id})
+        living = _living(config)
+        if living is not None:
+            end(living[0])
+        shutil.rmtree(config.tap_dir, ignore_errors=True)
+
+
 def unreleased_journals(config: TapConfig) -> list[JournalReader]:
     """Return the journals that earlier instances of this item's tap left, oldest first.
 

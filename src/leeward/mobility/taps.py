@@ -20,6 +20,7 @@ from leeward.mobility.tap_client import (
     TapConfig,
     TapStatus,
     drop_journal,
+    end_left,
     ensure_watchdog,
     unreleased_journals,
 )
@@ -230,10 +231,12 @@ class Taps:
         self._tap = None
 
     def stop(self) -> None:
-        """Make the tap not run, and no journal exist."""
+        """Make the tap not run, nor one that was started before this object was made, and no
+        journal exist."""
         if self._tap is not None:
             self._tap.stop()
             self._tap = None
+        end_left(self.config)
         self.close()
         for journal in unreleased_journals(self.config):
             drop_journal(journal)
