@@ -25,7 +25,7 @@ from scenario.gate import gate
 from scenario.nemesis import Nemesis
 from scenario.rig import Rig
 from scenario.rounds import choose_rounds
-from scenario.rounds.act import ASK_SECONDS, Act, Round
+from scenario.rounds.act import ASK_SECONDS, SPARE, Act, Round
 from scenario.stage import play
 from scenario.traces import find_traces, wait_same
 
@@ -88,7 +88,7 @@ def play_round(
     nodes: set[str] = set()
     with findings.part(f"{name}: begins"):
         before = rig.wait("all that is there", lambda: find_traces(rig) | {""}) - {""}
-        nodes = rig.wait("nodes", lambda: {node.name for node in rig.client.nodes()})
+        nodes = rig.wait("nodes", lambda: {node.name for node in rig.client.nodes()} - {SPARE})
         each.begin(rig)
     for act in each.acts:
         with findings.part(f"{name}: {act.verb}"):
@@ -104,8 +104,8 @@ def play_round(
 
 
 def _wait_back(rig: Rig, nodes: set[str]) -> None:
-    """The nodes have been heard since: not before they were killed. Whoever died again and again
-    soon after its start is given time before it is started once more."""
+    """The nodes, each started again by whoever started it, have been heard since: not before they
+    were killed. Who died again and again soon after its start is given time before the next."""
     since_ns = time.time_ns() + HEARD_NS
 
     def are_back() -> bool:
