@@ -2,6 +2,7 @@
 
 Owns: what must be true after each verb and each round. VERBS chooses some. Must not know: what a
 verb is for (rounds), which steps it has (the service says so at each: gate), who dies (nemesis).
+MUTANT=no-undo plants a defect, which must be noticed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +28,7 @@ from scenario.nemesis import Nemesis
 from scenario.rig import Rig
 from scenario.rounds import choose_rounds
 from scenario.rounds.act import ASK_SECONDS, SPARE, Act, Round
+from scenario.rounds.moving import THERE_AND_BACK
 from scenario.stage import play
 from scenario.traces import find_traces, wait_same
 
@@ -34,6 +37,8 @@ BACK_SECONDS = 120.0
 HEARD_NS = 10**9
 """What a node said just before it was killed may be heard so much later."""
 JOB_SECONDS = 300.0
+MUTANTS = ("no-undo",)
+"""Defects that can be planted, to see whether this scenario notices them: step_gate has them."""
 ATTEMPTS = 3
 """The first is under fire; later ones, in peace, must succeed where a kill made it fail."""
 
@@ -45,6 +50,25 @@ def run() -> Result:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     return _play(chosen)
+
+
+def hunt(name: str) -> Result:
+    """Return whether the defect of that name is noticed."""
+    nemesis = Nemesis()
+    with TemporaryDirectory() as directory:
+        mark = Path(directory, name)
+        with gate(Path(directory, "gate"), nemesis.at_step, no_undo=mark):
+            return play(partial(_hunt, name, mark, nemesis), up=_up)
+
+
+def _hunt(name: str, mark: Path, nemesis: Nemesis, rig: Rig, findings: Findings) -> None:
+    nemesis.rig, drill = rig, "item.drill"
+    acts = tuple(act for act in THERE_AND_BACK.acts if act.verb in ("item.protect", drill))
+    noticed = Findings()
+    play_round(rig, noticed, nemesis, replace(THERE_AND_BACK, acts=acts), frozenset({drill}), 0)
+    say(f"\nWhat was violated then is what {name} leaves")
+    findings.check(f"{name} was at work", mark.exists())
+    findings.check(f"what {name} leaves is noticed", bool(noticed.violations))
 
 
 def _up(rig: Rig) -> None:

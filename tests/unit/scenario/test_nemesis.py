@@ -42,6 +42,18 @@ class _AtOnce:
     def start(self) -> None:
         self._call(*self._arguments)  # type: ignore[operator]
 
+    def join(self) -> None: ...
+
+
+def test_nobody_dies_when_the_job_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may be over before the one who is to die in it is dead."""
+    monkeypatch.setattr("scenario.nemesis.DELAY_SECONDS_MAX", 0.3)
+    nemesis = Recording()
+    with nemesis.let_loose() as told:
+        told(JOB)
+        nemesis.at_step(JOB, STEP, "before")
+    assert nemesis.killed == [AGENT_EAST]
+
 
 def test_each_dies_once_at_a_step_and_what_is_left_is_told(nemesis: Recording) -> None:
     step = JobStep(name=STEP, state=JobState.SUCCEEDED, started_ns=1)
