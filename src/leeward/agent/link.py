@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -34,6 +35,10 @@ log = get_logger()
 
 JOIN_SECONDS = 0.5
 """A thread in the middle of a request is not worth more waiting: it changes nothing any more."""
+
+
+class _Full(Exception):
+    """So many commands wait that no further one is taken; it will be delivered again."""
 
 
 class Node(Protocol):
@@ -157,7 +162,10 @@ class NodeLink:
     def _receive(self) -> None:
         fresh = 0
         for command in self._service.commands(wait_seconds=self._options.wait_seconds):
-            fresh += self._accept(command)
+            try:
+                fresh += self._accept(command)
+            except _Full:  # what comes after it must not come before it
+                break
         if not fresh:
             self._stopping.wait(self._options.pause_seconds)
 
@@ -193,9 +201,10 @@ class NodeLink:
         else:
             self._is_member.clear()
         for item in said.supersede:
-            self._start(
-                f"item:{item.item_id}", f"supersede:{item.item_id}", self._superseding(item)
-            )
+            with suppress(_Full):  # the next status tells of it again
+                self._start(
+                    f"item:{item.item_id}", f"supersede:{item.item_id}", self._superseding(item)
+                )
 
     def _listen(self) -> None:
         self._is_member.wait()
@@ -207,7 +216,7 @@ class NodeLink:
     # --- carrying out
 
     def _accept(self, command: Command | CommandResult) -> bool:
-        """Queue a command unless it is known; say whether it was new."""
+        """Queue a command unless it is known; say whether it was new. Raises: _Full."""
         if isinstance(command, CommandResult):
             if self._answers.answer_to(command.command_id) is None:
                 self._answers.record(command)
@@ -235,7 +244,7 @@ class NodeLink:
             return True
         with self._lock:
             self._running.discard(task_id)
-        return False
+        raise _Full
 
     def _answer(self, command: Command) -> None:
         if self._stopping.is_set() or self._answers.answer_to(command.id) is not None:

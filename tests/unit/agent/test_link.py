@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from leeward.agent.answers import AnswerJournal
+from leeward.agent.lanes import Lanes
 from leeward.agent.link import LinkOptions, Meet, NodeLink
 from leeward.agent.meetings import attempt_of
 from leeward.core.errors import Conflict, NotFound, Unavailable
@@ -205,6 +206,26 @@ def test_restart_between_carrying_out_and_telling_tells_without_carrying_out_aga
         service.lose_results = 0
     service.wait(lambda: bool(service.results))
     assert node.carried_out == ["c1"]
+
+
+def test_what_was_refused_for_want_of_room_is_not_overtaken(
+    linked: Linked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be carried out when it is delivered again: a start after its stop."""
+    service, node, start = linked
+    submit, refused = Lanes.submit, threading.Event()
+
+    def submit_later(self: Lanes, key: str, task: Callable[[], None]) -> bool:
+        if not refused.is_set():
+            refused.set()
+            return False
+        return submit(self, key, task)
+
+    monkeypatch.setattr(Lanes, "submit", submit_later)
+    start()
+    service.deliver(command("start"), command("stop"))
+    service.wait(lambda: len(service.results) == 2)
+    assert node.carried_out == ["start", "stop"]
 
 
 def test_commands_of_different_targets_run_side_by_side(linked: Linked) -> None:
