@@ -19,7 +19,7 @@ from leeward.processor.apply import (
     store_segment,
 )
 from leeward.processor.drain import ArrivedCut, Cache
-from leeward.replica.manifest import SegmentRef
+from leeward.replica.manifest import SegmentRef, parse_segment_sequence
 from leeward.replica.segment import BLOCKS
 
 FETCH_SECONDS = 300.0
@@ -61,10 +61,12 @@ class Fetching:
         """Ids of segments stored and not in the log yet."""
         return frozenset(stored.segment_id for stored in list(self._copied.values()))
 
-    def listed(self, cut: ArrivedCut) -> None:
-        """The cut's segments are in the log."""
-        for _, ref in cut.segments:
-            self._copied.pop(ref.name, None)
+    def listed(self, newest: tuple[int, int]) -> None:
+        """The newest cut in the log has that position: the segments of all cuts up to it are there
+        too, or never will be."""
+        for name in list(self._copied):
+            if (parse_segment_sequence(name) or newest) <= newest:
+                self._copied.pop(name, None)
 
     def fetch(
         self, cuts: Sequence[ArrivedCut], numbers: Numbers

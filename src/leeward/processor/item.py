@@ -395,6 +395,7 @@ class ItemProcessor:
         self._points, self._newest = catalog.points, catalog.newest_cut
         self._quarantined = catalog.quarantined
         self._awaits_restart, _ = catalog.healing
+        self._fetching.listed(self._newest.position if self._newest else (0, 0))
 
     def _head(self) -> ChainHead:
         newest = self._newest
@@ -415,7 +416,6 @@ class ItemProcessor:
         known = len(self._points)
         self._commit(catalog, ready)
         for cut, _ in ready:
-            self._fetching.listed(cut)
             self._digesting.take(cut.manifest)
         self._answer_digests(catalog)
         self._acknowledgements.acknowledge(self._head(), [cut for cut, _ in ready])

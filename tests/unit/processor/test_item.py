@@ -480,6 +480,41 @@ def test_cuts_merged_in_vain_leave_nothing_behind(world: World, source: Source) 
     world.check(source)
 
 
+class Silent(Refusing):
+    """A store that does what it refuses, and does not say so; nor can it be read then."""
+
+    def create(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
+        if self.refused and self.refused in name:
+            MemoryStore.create(self, name, data)
+        super().create(name, data)
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        if self.refused and self.refused in name:
+            raise Unavailable("the store is gone")
+        return super().get_range(name, offset, length)
+
+
+def test_segments_of_an_append_that_nobody_confirmed_can_become_garbage(
+    world: World, source: Source
+) -> None:
+    """The cuts are in the log though the worker was told nothing: once it knows, their segments are
+    protected by the log alone, so that they are deleted when it no longer names them."""
+    store = world.stores[URLS["system"]] = Silent()
+    with world.processor() as processor, world.uploader() as uploader:
+        processor.take_over()
+        uploader.upload(source.next_cut(ranges=[(0, 0, 8192), (1, 0, 8192)]))
+        store.refused = "/catalog/"
+        with pytest.raises(Unavailable):
+            processor.step()
+        store.refused = ""
+        stand = processor.stand()
+        assert [cut.sequence for cut in stand.state.cuts] == [1]
+        assert stand.copied == frozenset()
+        drain(processor)
+        assert processor.stand().copied == frozenset()
+    world.check(source)
+
+
 # ------------------------------------------------------------------------------ sealing
 
 
