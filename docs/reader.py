@@ -62,6 +62,7 @@ def read_catalog(root, item):  # 6
     """Return (cuts, ids of the recovery points), both oldest first."""
     folder = root / "items" / item
     version, digest, cuts, points = 0, "", [], []
+    newest = max((path.name for path in (folder / "catalog").glob("[0-9]*")), default="")
     for path in sorted((folder / "snapshots").glob("*"), reverse=True):
         if (state := read_envelope(path, b"snap")).get("is_complete"):
             version, digest, cuts = state["version"], state["sha256"], list(state["cuts"])
@@ -79,6 +80,7 @@ def read_catalog(root, item):  # 6
         cuts += record.get("cuts", [])
         points += [point_id(c) for c in record.get("cuts", []) if c["consistency"] != "none"]
         points = [point for point in points if point not in record.get("dropped", [])]
+    check(newest <= f"{version:016d}", f"{item}: there is no version {version + 1}, but {newest}")
     return cuts, points
 
 
@@ -172,8 +174,7 @@ def restore(catalog, item, point, disk, output, store):  # 7
     for segment_id in added:
         for start, count, position in Segment(store, item, disk, segment_id).extents:
             if position != 0xFFFFFFFF:
-                for index in range(count):
-                    blocks[start + index] = segment_id << 16 | position + index
+                blocks |= {start + i: segment_id << 16 | position + i for i in range(count)}
             else:
                 for block in [b for b in blocks if start <= b < start + count]:
                     del blocks[block]

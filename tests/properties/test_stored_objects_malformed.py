@@ -20,17 +20,19 @@ from leeward.model.recovery import Consistency
 from leeward.object_store.memory import MemoryStore
 from leeward.replica.block_map import BlockMap, open_checkpoint
 from leeward.replica.catalog import Catalog
-from leeward.replica.catalog_state import AppliedCut, AppliedDisk
+from leeward.replica.catalog_state import AppliedCut, AppliedDisk, Floor
 from leeward.replica.digests import decode_digests
 from leeward.replica.envelope import (
     KIND_APPLIED,
     KIND_CUT,
+    KIND_FLOOR,
     KIND_RECORD,
     KIND_REFUSED,
     open_envelope,
     seal_envelope,
 )
-from leeward.replica.layout import record_name
+from leeward.replica.floors import newest_floor
+from leeward.replica.layout import floor_name, record_name
 from leeward.replica.manifest import (
     AppliedMarker,
     CutManifest,
@@ -62,6 +64,7 @@ DECODERS: dict[bytes, Callable[[bytes], object]] = {
     KIND_APPLIED: lambda data: decode_applied(data, KEYS),
     KIND_REFUSED: lambda data: decode_refused(data, KEYS),
     KIND_RECORD: lambda data: _read_catalog(data),
+    KIND_FLOOR: lambda data: _read_floor(data),
 }
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9),
@@ -76,6 +79,12 @@ def _read_catalog(data: bytes) -> object:
     store = MemoryStore()
     store.create(record_name("web", 1), data)
     return Catalog.open(KeyedStore(store, KEYS), "web").points
+
+
+def _read_floor(data: bytes) -> object:
+    store = MemoryStore()
+    store.create(floor_name("web", 1), data)
+    return newest_floor(KeyedStore(store, KEYS), "web", Floor())
 
 
 def _resealed(kind: bytes, body: bytes) -> bytes:
@@ -107,6 +116,9 @@ GOOD = {
     KIND_CUT: encode_manifest(MANIFEST),
     KIND_APPLIED: encode_applied(1, AppliedMarker(sequence=1, manifest_sha256="0" * 64)),
     KIND_RECORD: _catalog_record(),
+    KIND_FLOOR: seal_envelope(
+        KIND_FLOOR, 1, Floor(item_id="web", number=1, version=9, sha256="0" * 64)
+    ),
 }
 
 

@@ -4,13 +4,15 @@ Production code over modelled stores, processes and a clock; in real_campaign.py
 modelled, and command.py runs both. Every story is one item's life: cuts are uploaded, applied and
 listed while processes die at any store operation, replies are lost, requests arrive twice, objects
 are torn, stores are full, the clock steps, the item is sealed for a new epoch, points are dropped,
-the log is compacted while cuts come and readers read, and workers that were replaced or uploaders
-of an older epoch go on as if nothing had happened.
+the log is compacted while cuts come and readers read, old records of the catalog are deleted, and
+workers that were replaced or uploaders of an older epoch go on as if nothing had happened, at once
+or much later.
 
 Checked after every cut: each listed point is byte for byte what had been written at its time, on
 both disks, and what was opened still reads so; what the source was told is applied is in the
-catalog; nobody who was replaced changes or deletes anything; no chain breaks unless the story has
-damaged it; and in the end nothing is stored that nobody needs.
+catalog; nobody who was replaced changes or deletes anything; whoever has read the catalog long ago
+reads on to what it says now; no chain breaks unless the story has damaged it; and in the end
+nothing is stored that nobody needs.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ from leeward.model.recovery import Consistency
 from leeward.object_store.memory import MemoryStore
 from leeward.processor import apply as apply_module
 from leeward.processor import arrivals as arrivals_module
+from leeward.processor import trimming as trimming_module
 from leeward.processor.item import ItemProcessor
+from leeward.replica import snapshots as snapshots_module
+from leeward.replica.catalog import Catalog
+from leeward.replica.layout import record_name
 
 T = TypeVar("T")
 Mutant = Callable[[], AbstractContextManager[None]]
@@ -47,6 +53,8 @@ CUTS = 24
 """Per story."""
 TRIES_MAX = 80
 FULL_OPERATIONS = 6
+RECORDS_BOUND = 50
+"""Of a catalog whose floors are some 7 versions apart, and that only some commands thin out."""
 SEEDS = 450
 """10 800 cuts."""
 MUTANT_SEEDS = 60
@@ -141,6 +149,8 @@ class Tally:
     stories: int = 0
     cuts: int = 0
     faulted: int = 0
+    trimmed: int = 0
+    """Records of catalogs deleted."""
     violations: list[str] = field(default_factory=list)
 
 
@@ -162,6 +172,10 @@ class Story:
         self._fired_before = 0
         """Faults met by processes that are dead."""
         self._stale_uploads: list[int] = []
+        self._asleep: list[tuple[str, ItemProcessor]] = []
+        """Workers that were replaced and do not know it yet."""
+        self._read_before: list[Catalog] = []
+        """Catalogs as somebody read them some time ago."""
         self._clock = HandClock()
         self._readers = Readers(self._world, self._source, self._clock, self._chance)
 
@@ -178,6 +192,7 @@ class Story:
                 self._tally.faulted += self._fired() > before
             self._until_done(self._process)
             self._check()
+            self._wake(everybody=True)
             self._check_space()
         points = self._world.points()
         newest = list(self._source.contents.values())[-1]
@@ -209,6 +224,8 @@ class Story:
             self._until_done(self._process)
         if self._chance.random() < 0.2:
             self._thin_out()
+        if self._chance.random() < 0.1:
+            self._wake()
 
     def _send(self, cut: Cut, *, is_point: bool = True) -> None:
         if is_point:
@@ -253,7 +270,9 @@ class Story:
         stale, self._processor = self._processor, self._new_processor()
         self._until_done(self._claim)
         self._send(self._source.next_cut())
-        self._expect_nothing_written("a worker that was replaced", stale)
+        self._asleep.append(("a worker that was replaced", stale))
+        if self._chance.random() < 0.5:
+            self._wake(everybody=True)
 
     def _seal(self) -> None:
         """The item gets a new epoch; a worker and an uploader of the old one go on."""
@@ -269,6 +288,7 @@ class Story:
             stale_uploader.upload(late_cut)
         with self._world.processor(epoch=old, clock=self._clock) as late:
             self._expect_nothing_written("a worker of an older epoch", late)
+        self._asleep.append(("a worker that was sealed", self._processor))
         self._uploader, self._processor = self._new_uploader(), self._new_processor()
         self._send(self._source.whole_cut())
 
@@ -286,11 +306,21 @@ class Story:
             self._world.cache.create(name, damaged)
         self._is_damaged = True
 
+    def _wake(self, *, everybody: bool = False) -> None:
+        """Workers that slept since they were replaced go on, and must get nowhere."""
+        while self._asleep:
+            self._expect_nothing_written(*self._asleep.pop(0))
+            if not everybody:
+                break
+
     def _expect_nothing_written(self, who: str, stale: ItemProcessor) -> None:
         version, objects = self._world.catalog().version, set(self._world.replica_objects())
         for _ in range(3):
             with suppress(LeewardError, Killed):
                 stale.step()
+            with suppress(LeewardError, Killed):
+                if stale.drop_points(lambda points: [point.id for point in points[:-1]]):
+                    raise Violation(f"{who} believes that it has dropped points")
             with suppress(LeewardError, Killed):
                 stale.reclaim(is_thorough=True)
             self._readers.let_pass(GRACE)
@@ -397,14 +427,42 @@ class Story:
         left = set(self._world.replica_objects()) - self._world.needed_objects()
         if left or self._processor.reclaim(is_thorough=True, dry_run=True).reclaimable_bytes:
             raise Violation("space does not return to its bound")
+        self._check_records()
+
+    def _check_records(self) -> None:
+        """No more of the catalog is left than two floors are apart, and what is left is whole."""
+        floor = self._world.catalog().state.floor
+        names = self._world.catalog_store.list(f"items/{ITEM}/catalog/")
+        end = self._world.catalog().version + 1
+        wanted = [record_name(ITEM, version) for version in range(max(floor.previous, 1), end)]
+        if names[-len(wanted) :] != wanted:
+            raise Violation("a record of the catalog that still counts is gone")
+        if len(names) > len(wanted):
+            raise Violation("records of the catalog are left that nobody needs")
+        if len(wanted) > RECORDS_BOUND:
+            raise Violation(f"{len(wanted)} records of the catalog are left")
+        self._tally.trimmed += floor.previous
 
     def _check_again(self) -> None:
         self._known = ()
         self._check()
+        self._check_catalogs()
         try:
             self._readers.check()
         except AssertionError as error:
             raise Violation(str(error)) from error
+
+    def _check_catalogs(self) -> None:
+        """Whoever reads on from long ago knows what somebody knows who begins now."""
+        now = Catalog.open(self._world.catalog_store, ITEM).state
+        for before in self._read_before[:-1]:
+            before.refresh()
+            if before.state != now:
+                raise Violation("a reader from before knows another catalog")
+        if self._chance.random() < 0.5:
+            self._read_before.append(Catalog.open(self._world.catalog_store, ITEM))
+        if self._chance.random() < 0.2:
+            self._read_before = self._read_before[-1:]
 
     def _check(self) -> None:
         for point in self._world.points():
@@ -423,11 +481,14 @@ class Story:
 
 @contextmanager
 def short_distances() -> Iterator[None]:
-    """Checkpoints, batches and looks through the cache come often enough for short stories."""
+    """Checkpoints, batches, looks through the cache, snapshots and floors come often enough for
+    short stories."""
     with (
         patch.object(apply_module, "CHECKPOINT_SEGMENTS", 5),
         patch.object(arrivals_module, "BATCH_CUTS_MAX", 2),
         patch.object(arrivals_module, "GAP_SECONDS", 0.0),
+        patch.object(snapshots_module, "SNAPSHOT_VERSIONS", 3),
+        patch.object(trimming_module, "FLOOR_VERSIONS", 7),
     ):
         yield
 

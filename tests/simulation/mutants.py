@@ -19,13 +19,13 @@ from leeward.mobility.journal import KIND_ZEROES
 from leeward.mobility.upload import Uploader
 from leeward.model.recovery import Consistency
 from leeward.processor import compaction as compaction_module
-from leeward.processor import compaction_plan, garbage
+from leeward.processor import compaction_plan, garbage, trimming
 from leeward.processor import item as item_module
 from leeward.processor import replicas as replicas_module
 from leeward.processor.apply import store_segment
 from leeward.processor.item import ItemProcessor
 from leeward.processor.old_blocks import OldBlocks
-from leeward.replica import catalog_state
+from leeward.replica import catalog_state, records, snapshots
 from leeward.replica.catalog import Catalog
 from leeward.replica.layout import NUMBER_BITS
 from leeward.replica.manifest import SegmentRef
@@ -324,4 +324,68 @@ def copied_segments_are_garbage() -> Iterator[None]:
         return bool(number >> NUMBER_BITS > self.numbers.claim)
 
     with patch.object(garbage.Stand, "may_become_named", unknown):
+        yield
+
+
+@mutant
+def owner_does_not_look_at_the_floor() -> Iterator[None]:
+    """A worker that has created the next version believes it, whatever has been deleted."""
+    with patch.object(Catalog, "_counts", lambda self, version: True):
+        yield
+
+
+@mutant
+def reader_does_not_look_at_the_floor() -> Iterator[None]:
+    """Where no next version is, the catalog ends, even if that has been deleted."""
+
+    def blind(self: Catalog) -> None:
+        self._state, _, problem = records.read_on(self._store, self._state)
+        if problem is not None:
+            raise problem
+
+    with patch.object(Catalog, "refresh", blind):
+        yield
+
+
+@mutant
+def floor_after_the_deletes() -> Iterator[None]:
+    """Records are deleted up to where the floor will be, and then it is raised."""
+    raise_floor = trimming.CatalogTrimmer._raise_floor
+
+    def late(self: Any, state: Any) -> Any:
+        versions = snapshots.snapshot_versions(self._store, self._item_id)[-3:]
+        end = versions[0] if versions else 0
+        self._clear(replace(state.floor, previous=end), is_thorough=True, is_stopping=lambda: False)
+        return raise_floor(self, state)
+
+    with patch.object(trimming.CatalogTrimmer, "_raise_floor", late):
+        yield
+
+
+@mutant
+def deletes_above_the_floor() -> Iterator[None]:
+    """Everything up to the newest version but one is deleted."""
+    clear = trimming.CatalogTrimmer._clear
+
+    def greedy(self: Any, floor: Any, **how: Any) -> Any:
+        newest = self._owner.stand().state.version
+        return clear(self, replace(floor, previous=newest if floor.number else 0), **how)
+
+    with patch.object(trimming.CatalogTrimmer, "_clear", greedy):
+        yield
+
+
+@mutant
+def floor_before_its_snapshot() -> Iterator[None]:
+    """The newest version becomes the floor, and no snapshot has been stored yet."""
+
+    def at_once(self: Any, state: Any) -> Any:
+        self._owner.raise_floor(state.version, state.sha256)
+        return self._owner.stand().state
+
+    with (
+        patch.object(trimming.CatalogTrimmer, "_raise_floor", at_once),
+        patch.object(snapshots.Snapshots, "has", lambda *_: True),
+        patch.object(snapshots.Snapshots, "store", lambda *_: None),
+    ):
         yield

@@ -12,6 +12,7 @@ from leeward.core.errors import Unavailable
 from leeward.object_store.store import ObjectStore
 from leeward.observability.log import get_logger
 from leeward.protocol.fabric import ProcessingSpec
+from leeward.replica.layout import in_order_of_erasure, item_prefix
 
 log = get_logger()
 
@@ -35,7 +36,5 @@ def erase_item(
 
 
 def _erase(store: ObjectStore, item_id: str) -> None:
-    catalog = f"items/{item_id}/catalog/"
-    names = store.list(f"items/{item_id}/")
-    for name in sorted(names, key=lambda name: (name.startswith(catalog), name)):
+    for name in in_order_of_erasure(item_id, store.list(item_prefix(item_id))):
         store.delete(name)

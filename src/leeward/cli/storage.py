@@ -58,9 +58,11 @@ def scrub(
 def usage(session: Session, target: TargetArgument, vault: VaultOption = None) -> None:
     """Show what is stored, how much of it is live, and how much can be reclaimed.
 
-    STORED is what lies in the target's stores: data and maps. LIVE and DEAD count data before
-    compression, in stretches between recovery points that hold more than one cut. FREEABLE is what
-    a compaction would free of DEAD; GARBAGE is deleted once nobody can be reading it.
+    STORED is what lies in the target's stores: data and maps. CATALOG, the list of cuts and
+    recovery points, comes on top; its old records are deleted as new ones come. LIVE and DEAD count
+    data before compression, in stretches between recovery points that hold more than one cut.
+    FREEABLE is what a compaction would free of DEAD; GARBAGE is deleted once nobody can be reading
+    it.
 
     Example: leeward storage usage web-1
     """
@@ -148,6 +150,7 @@ def _print(items: list[ItemView], jobs: list[Job]) -> None:
 
 _SPACE = {
     "STORED": "stored_bytes",
+    "CATALOG": "catalog_bytes",
     "LIVE": "live_bytes",
     "DEAD": "dead_bytes",
     "FREEABLE": "reclaimable_bytes",

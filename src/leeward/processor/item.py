@@ -10,7 +10,8 @@ removal from the cache. Whatever dies in between is done again by whoever comes 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -277,11 +278,8 @@ class ItemProcessor:
         if log is None or catalog.healing[1] is not None:
             return False
         self._replicas.forget()
-        try:
+        with self._doubting():
             catalog.compact(made.disk, log)
-        except BaseException:
-            self._is_catalog_stale = True
-            raise
         self._remember(catalog)
         return True
 
@@ -292,13 +290,20 @@ class ItemProcessor:
             self._check_not_ended()
             return self._guarded(lambda catalog: self._free(catalog, choose(self._stand(catalog))))
 
+    def raise_floor(self, version: int, sha256: str) -> bool:
+        """Have the catalog begin at that version, as `Catalog.raise_floor`. Raises: as `step`."""
+        with self._lock:
+            self._check_not_ended()
+            return self._guarded(lambda own: self._raise_floor(own, version, sha256))
+
+    def _raise_floor(self, catalog: Catalog, version: int, sha256: str) -> bool:
+        with self._doubting():
+            return catalog.raise_floor(version, sha256)
+
     def _free(self, catalog: Catalog, garbage: Garbage) -> Garbage:
         if garbage.names:
-            try:
+            with self._doubting():
                 catalog.free(objects=len(garbage.names), bytes=garbage.bytes)
-            except BaseException:
-                self._is_catalog_stale = True
-                raise
         return garbage
 
     # -------------------------------------------------------------------------- the end
@@ -359,6 +364,15 @@ class ItemProcessor:
         except Fenced as error:
             self._ended = error
             self._log.warning("item_fenced", problem=str(error))
+            raise
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """What fails within may have been written or not: the catalog is read again before use."""
+        try:
+            yield
+        except BaseException:
+            self._is_catalog_stale = True
             raise
 
     def _owned_catalog(self) -> Catalog:
@@ -460,10 +474,7 @@ class ItemProcessor:
         self, catalog: Catalog, plan: Callable[[Sequence[RecoveryPoint]], Sequence[str]]
     ) -> tuple[str, ...]:
         dropped = tuple(plan(catalog.points))
-        try:
+        with self._doubting():
             catalog.drop_points(dropped)
-        except BaseException:
-            self._is_catalog_stale = True
-            raise
         self._remember(catalog)
         return dropped

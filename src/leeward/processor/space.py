@@ -1,4 +1,5 @@
-"""Keeping one item's space in the target bounded: compaction, then deleting what it leaves.
+"""Keeping one item's space in the target bounded: compaction, then deleting what it leaves, and
+old records of the catalog.
 
 Owns: what a round does and when one is due. Must not know: how a log is compacted or garbage told,
 threads. Driven by loop.py, beside the item's steps, and by hand.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from leeward.core.clock import Clock
@@ -17,6 +19,7 @@ from leeward.observability.log import get_logger
 from leeward.processor.compaction import DiskCompactor
 from leeward.processor.disk_log import DiskCompaction
 from leeward.processor.garbage import GRACE_SECONDS, Collected, Collector, LogOwner, Stand
+from leeward.processor.trimming import CatalogOwner, CatalogTrimmer
 from leeward.protocol.messages import SpaceReport
 from leeward.replica.segment import BLOCKS, Compression
 
@@ -26,7 +29,7 @@ COLLECT_SECONDS = GRACE_SECONDS / 2
 """How often what is stored is listed while nothing has been compacted."""
 
 
-class SpaceOwner(LogOwner, Protocol):
+class SpaceOwner(LogOwner, CatalogOwner, Protocol):
     """The item's one writer, as far as compaction and deleting need it."""
 
     def compact(self, made: DiskCompaction) -> bool: ...
@@ -53,6 +56,7 @@ class Space:
             disk: DiskCompactor(store, item_id, disk, compression=compression, sleep=clock.sleep)
             for disk, store in stores.items()
         }
+        self._trimmer = CatalogTrimmer(owner, item_id, catalog_store)
         self._running = threading.Lock()
         self._version = -1
         self._collect_at = float("-inf")
@@ -60,9 +64,9 @@ class Space:
 
     def is_due(self, version: int) -> bool:
         """Say whether a round may find something to do at that catalog version. Asks no store."""
-        return version != self._version or (
-            self._collector.is_waiting and self._clock.monotonic() >= self._collect_at
-        )
+        if version != self._version or self._trimmer.is_waiting:
+            return True
+        return self._collector.is_waiting and self._clock.monotonic() >= self._collect_at
 
     def round(
         self,
@@ -95,9 +99,13 @@ class Space:
                     dry_run=dry_run, held_version=held_version, is_stopping=is_stopping
                 )
                 self._collect_at = self._clock.monotonic() + COLLECT_SECONDS
+            trimmed = 0
             if not dry_run:
+                trimmed = self._trimmer.trim(is_thorough=is_thorough, is_stopping=is_stopping)
                 self._version = stand.state.version if made else self._stand().state.version
-            return self._report(made, collected)
+            catalog_bytes = self._trimmer.stored_bytes() if is_thorough else 0
+            report = self._report(made, collected)
+            return replace(report, catalog_bytes=catalog_bytes, trimmed_records=trimmed)
         finally:
             for compactor in self._compactors.values():
                 compactor.forget()

@@ -16,7 +16,14 @@ from leeward.object_store.store import ObjectStore
 from leeward.protocol.rebuild import AboutItem
 from leeward.protocol.replicas import ErasureSpec, StoredItem, StoredItems
 from leeward.replica.catalog import Catalog
-from leeward.replica.layout import item_prefix, parse_hold, parse_pin
+from leeward.replica.layout import (
+    catalog_prefix,
+    in_order_of_erasure,
+    item_prefix,
+    parse_hold,
+    parse_pin,
+    snapshots_prefix,
+)
 
 _OBJECT = re.compile(r"items/([a-z0-9-]+)/(.+)")
 
@@ -53,8 +60,7 @@ def erase_stored_item(spec: ErasureSpec, open_store: Callable[[str], ObjectStore
             field="even_if_held",
             hint="end exports and test VMs; if their hosts are lost, delete it with --even-if-held",
         )
-    catalog = f"{prefix}catalog/"
-    for name in sorted(names, key=lambda name: (name.startswith(catalog), name)):
+    for name in in_order_of_erasure(spec.item_id, names):
         store.delete(name)
 
 
@@ -68,12 +74,13 @@ def _items_of(url: str, store: ObjectStore) -> list[StoredItem]:
 
 def _item(url: str, store: ObjectStore, item_id: str, sizes: Mapping[str, int]) -> StoredItem:
     prefix = item_prefix(item_id)
+    log = (catalog_prefix(item_id), snapshots_prefix(item_id))
     found = StoredItem(
         url=url,
         item_id=item_id,
         objects=len(sizes),
         bytes=sum(sizes.values()),
-        has_catalog=any(name.startswith(f"{prefix}catalog/") for name in sizes),
+        has_catalog=any(name.startswith(log) for name in sizes),
         has_disks=any(name.startswith(f"{prefix}disks/") for name in sizes),
         held=_held(sizes),
     )

@@ -177,7 +177,8 @@ class SpaceReport:
     some recovery point needs and that none does, in windows of more than one cut;
     reclaimable_bytes: of the latter where rewriting is worth it. garbage_bytes: in objects that are
     to be deleted once nobody can be reading them. rewritten_bytes: written anew by this round.
-    pins: readers that hold something, if anything could have been deleted.
+    pins: readers that hold something, if anything could have been deleted. catalog_bytes: in all of
+    the catalog's objects. trimmed_records: of the catalog, deleted by this round.
     """
 
     item_id: str
@@ -190,6 +191,8 @@ class SpaceReport:
     freed_bytes: int = 0
     rewritten_bytes: int = 0
     pins: int = 0
+    catalog_bytes: int = 0
+    trimmed_records: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

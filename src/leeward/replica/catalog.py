@@ -5,14 +5,18 @@ target's store; the worker appends, whoever opens a recovery point reads. FORMAT
 
 Version n + 1 is created only by somebody who has read version n, and creating it fails if it
 exists. So whoever took over later is seen by the earlier owner at its next append: it is Fenced.
+
+Old versions are deleted, below a floor that was created before (floors.py). Whoever has read or
+created versions looks for a newer floor before it believes them: as long as none lies above the
+version it began with, none of those after it has ever been deleted, so each was created only once.
+Decision 69.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -21,7 +25,6 @@ from leeward.core.errors import (
     Conflict,
     DataIntegrity,
     Fenced,
-    LeewardError,
     NotFound,
     ObjectExists,
     SegmentCorrupt,
@@ -29,7 +32,6 @@ from leeward.core.errors import (
 )
 from leeward.model.recovery import Consistency, RecoveryPoint, point_id
 from leeward.object_store.store import ObjectStore
-from leeward.observability.log import get_logger
 from leeward.replica.catalog_state import (
     KIND_APPLY,
     KIND_CLAIM,
@@ -39,6 +41,7 @@ from leeward.replica.catalog_state import (
     KIND_RETAIN,
     KIND_SEAL,
     AppliedCut,
+    Floor,
     LoggedCut,
     Record,
     State,
@@ -46,49 +49,37 @@ from leeward.replica.catalog_state import (
     follow,
     share_configs,
 )
-from leeward.replica.envelope import (
-    KIND_RECORD,
-    KIND_SNAPSHOT,
-    parse_envelope,
-    read_small_object,
-    seal_envelope,
-)
+from leeward.replica.envelope import KIND_RECORD, read_small_object, seal_envelope
+from leeward.replica.floors import create_floor, newest_floor
 from leeward.replica.layout import (
     CLAIM_MAX,
+    catalog_prefix,
     claims_before,
-    parse_snapshot_version,
+    parse_record_version,
     record_name,
-    snapshot_name,
-    snapshots_prefix,
 )
-from leeward.replica.sealing import Keyring, keys_of
+from leeward.replica.records import parse_record, read_on, says_the_same
+from leeward.replica.sealing import keys_of
+from leeward.replica.snapshots import Snapshots
 
-SNAPSHOT_VERSIONS = 256
-"""An owner stores the full state whenever the last one is this many versions old."""
 LATEST = "latest"
 LATEST_APP_CONSISTENT = "latest-app-consistent"
 
-_SNAPSHOTS_KEPT = 3
 _TAKE_OVER_ATTEMPTS = 32
-_SINGLE_READS = 3
-_WIDE_READS = 32
-_READERS = 8
-
-log = get_logger()
+_READ_ATTEMPTS = 32
 
 
 class Catalog:
     """An item's catalog as last read. One thread at a time."""
 
-    def __init__(self, store: ObjectStore, state: State, snapshots: Sequence[int]) -> None:
+    def __init__(self, store: ObjectStore, item_id: str) -> None:
         self._store = store
         self._keys = keys_of(store)
-        self._state = state
-        self._snapshots = list(snapshots)
+        self._snapshots = Snapshots(store, item_id)
+        self._state = self._snapshots.newest_state()
         self._claim = 0
         self._doubted = 0
         """A version that was to be created and may be there, durably or not; 0: none."""
-        self._snapshot_tried = 0
 
     @classmethod
     def open(cls, store: ObjectStore, item_id: str) -> Catalog:
@@ -96,9 +87,7 @@ class Catalog:
 
         Reads the newest snapshot and what follows it. Raises: SegmentCorrupt, Unavailable.
         """
-        names = store.list(snapshots_prefix(item_id))
-        versions = sorted(filter(None, map(parse_snapshot_version, names)))
-        catalog = cls(store, _newest_snapshot(store, item_id, versions), versions)
+        catalog = cls(store, item_id)
         catalog.refresh()
         return catalog
 
@@ -204,42 +193,59 @@ class Catalog:
     # ── reading on ───────────────────────────────────────────────────────────────────────────────
 
     def refresh(self) -> None:
-        """Read the versions written since: one request when there are none.
+        """Read the versions written since, and believe them once no newer floor lies above the
+        version it began with: two requests when there is nothing new.
 
-        Raises: SegmentCorrupt, Unavailable.
+        Raises: SegmentCorrupt, KeyMissing, Unavailable.
         """
-        start = self._state.version
-        while True:
-            width = 1 if self._state.version - start < _SINGLE_READS else _WIDE_READS
-            found = self._read_records(self._state.version + 1, width)
-            for data in found:
-                self._follow(data)
-            if len(found) < width:
+        for _ in range(_READ_ATTEMPTS):
+            if self._read_to_the_end():
                 break
+        else:
+            raise Unavailable(f"the catalog of item {self.item_id} cannot be read to its end")
         if 0 < self._doubted <= self._state.version:
             name = record_name(self.item_id, self._state.version)
-            self._make_durable(name, read_small_object(self._store, name))
+            with suppress(NotFound):  # it lies below a floor by now: nobody needs it
+                self._make_durable(name, read_small_object(self._store, name))
             self._doubted = 0
 
-    def _read_records(self, first: int, count: int) -> list[bytes]:
-        """Return the stored bytes of `count` versions, or of those before the first missing one."""
-        if count == 1:
-            found = [self._read_record(first)]
-        else:
-            with ThreadPoolExecutor(_READERS) as readers:
-                found = list(readers.map(self._read_record, range(first, first + count)))
-        end = found.index(None) if None in found else count
-        return [data for data in found[:end] if data is not None]
-
-    def _read_record(self, version: int) -> bytes | None:
+    def _read_to_the_end(self) -> bool:
+        """Read on; False if there is a better place to begin at, from which to read on anew."""
+        began = self._state
+        read, shas, problem = read_on(self._store, began)
+        floor: Floor | None = None
         try:
-            return read_small_object(self._store, record_name(self.item_id, version))
-        except NotFound:
-            return None
+            floor = newest_floor(self._store, self.item_id, began.floor)
+        except DataIntegrity as error:
+            problem = error
+        if floor and (floor.version <= began.version or shas.get(floor.version) == floor.sha256):
+            self._state = replace(read, floor=floor)
+            if problem is not None:
+                raise problem
+            return self._state.version > 0 or self._is_empty()
+        # what was read may be what somebody wrote where versions had been deleted
+        newest = self._snapshots.newest_state()
+        if newest.version <= began.version:
+            raise problem or SegmentCorrupt(
+                f"no snapshot of item {self.item_id} from version {floor.version if floor else 0} "
+                "on can be read, and the versions before it do not count any more"
+            )
+        self._state = newest
+        return False
 
-    def _follow(self, data: bytes) -> None:
-        record = _parse_record(data, self._keys)
-        self._state = follow(self._state, record, hashlib.sha256(data).hexdigest())
+    def _is_empty(self) -> bool:
+        """Say whether there is no version at all where the first one was not found.
+
+        Raises: SegmentCorrupt: there are others, which cannot be read from nowhere.
+        """
+        names = self._store.list(catalog_prefix(self.item_id))
+        versions = {version for version in map(parse_record_version, names) if version}
+        if versions and 1 not in versions:
+            raise SegmentCorrupt(
+                f"the catalog of item {self.item_id} has no beginning: neither a snapshot that can "
+                f"be read nor version 1 is there, though version {max(versions)} is"
+            )
+        return not versions
 
     # ── appending ────────────────────────────────────────────────────────────────────────────────
 
@@ -281,9 +287,8 @@ class Catalog:
                 about=dict(about or {}),
             )
             data = self._seal(record)
-            found = self._create(record, data)
-            if found == data:
-                self._follow(data)
+            if self._create(record, data) == data and self._counts(record.version):
+                self._state = follow(self._state, record, hashlib.sha256(data).hexdigest())
                 self._claim = claim
                 return claim
         raise Conflict(f"too many others are taking over item {self.item_id}")
@@ -367,6 +372,34 @@ class Catalog:
         self.check_owner()
         self._append(self._record(KIND_FREE, freed_objects=objects, freed_bytes=bytes))
 
+    def raise_floor(self, version: int, sha256: str) -> bool:
+        """Have all readers begin at that version from now on, one that a snapshot is kept of: those
+        below the floor before it may be deleted then. Says whether it has been done.
+
+        sha256: of that version.
+        Raises: Fenced, Conflict, SegmentCorrupt; Unavailable: unknown whether it has been done.
+        """
+        self.check_owner()
+        before = self._state.floor
+        is_higher = before.version < version <= self._state.version
+        if not is_higher or not self._snapshots.has(version):
+            return False
+        if before.number:
+            create_floor(self._store, self.epoch, before)
+        floor = Floor(
+            item_id=self.item_id,
+            number=before.number + 1,
+            version=version,
+            sha256=sha256,
+            previous=before.version,
+        )
+        if not create_floor(self._store, self.epoch, floor):
+            self.refresh()
+            self.check_owner()
+            return False
+        self._state = replace(self._state, floor=floor)
+        return True
+
     def _check_epoch(self, epoch: int) -> None:
         if epoch < self.epoch:
             raise Fenced(f"item {self.item_id} is at epoch {self.epoch}, newer than {epoch}")
@@ -391,17 +424,32 @@ class Catalog:
         data = self._seal(record)
         after = follow(self._state, record, hashlib.sha256(data).hexdigest())
         found = self._create(record, data)
-        if found != data:
+        if found == data and self._counts(record.version):
+            self._state = replace(after, floor=self._state.floor)
+        else:
             self.refresh()
             self.check_owner()
-            if not _says_the_same(record, _parse_record(found, self._keys)):
+            is_below = record.version <= self._state.floor.version
+            if is_below or not says_the_same(record, parse_record(found, self._keys)):
                 raise Conflict(
                     f"catalog version {record.version} of item {self.item_id} is another one",
                     hint="an append whose reply was lost has taken place; read the catalog again",
                 )
-        else:
-            self._state = after
-        self._store_snapshot()
+        self._snapshots.store(self._state)
+
+    def _counts(self, version: int) -> bool:
+        """Say whether the version after the one last read, which this owner has just created, is
+        the catalog's: no floor lies above the one before it. Else it is taken away again, if it
+        lies where versions are deleted. Raises: SegmentCorrupt, Unavailable: unknown.
+        """
+        floor = newest_floor(self._store, self.item_id, self._state.floor)
+        if floor.version < version:
+            self._state = replace(self._state, floor=floor)
+            return True
+        if version < floor.previous:
+            with suppress(Unavailable):
+                self._store.delete(record_name(self.item_id, version))
+        return False
 
     def _create(self, record: Record, data: bytes) -> bytes:
         """Return the bytes that the record's version has now, durably: `data`, or what came before
@@ -427,61 +475,6 @@ class Catalog:
         not sync its directory shows what it would lose; what a create says is there is."""
         with suppress(ObjectExists):
             self._store.create(name, data)
-
-    def _store_snapshot(self) -> None:
-        """Store the full state now and then. It only saves time: failing to is no failure."""
-        newest = self._snapshots[-1] if self._snapshots else 0
-        version = self._state.version
-        if version - max(newest, self._snapshot_tried) < SNAPSHOT_VERSIONS:
-            return
-        self._snapshot_tried = version
-        try:
-            data = seal_envelope(KIND_SNAPSHOT, self.epoch, self._state, self._keys.writing)
-            self._store.create(snapshot_name(self.item_id, version), data)
-        except ObjectExists:
-            pass
-        except LeewardError as error:
-            log.warning("catalog_snapshot_failed", item=self.item_id, problem=str(error))
-            return
-        self._snapshots.append(version)
-        self._delete_old_snapshots()
-
-    def _delete_old_snapshots(self) -> None:
-        while len(self._snapshots) > _SNAPSHOTS_KEPT:
-            try:
-                self._store.delete(snapshot_name(self.item_id, self._snapshots[0]))
-            except LeewardError as error:
-                log.warning("catalog_snapshot_not_deleted", item=self.item_id, problem=str(error))
-                return
-            del self._snapshots[0]
-
-
-def _newest_snapshot(store: ObjectStore, item_id: str, versions: Sequence[int]) -> State:
-    """Return the state in the newest snapshot that can be read, the empty one if none can."""
-    for version in reversed(versions):
-        name = snapshot_name(item_id, version)
-        try:
-            data = read_small_object(store, name)
-            _, state = parse_envelope(data, KIND_SNAPSHOT, State, keys_of(store))
-        except (NotFound, DataIntegrity) as error:
-            log.warning("catalog_snapshot_skipped", item=item_id, name=name, problem=str(error))
-            continue
-        if state.item_id == item_id and state.version == version and state.is_complete:
-            return state
-        log.warning("catalog_snapshot_skipped", item=item_id, name=name, problem="misplaced")
-    return State(item_id=item_id, is_complete=True)
-
-
-def _parse_record(data: bytes, keys: Keyring) -> Record:
-    epoch, record = parse_envelope(data, KIND_RECORD, Record, keys)
-    if epoch != record.epoch:
-        raise SegmentCorrupt(f"catalog version {record.version} has two epochs")
-    return record
-
-
-def _says_the_same(record: Record, other: Record) -> bool:
-    """Return whether two records of one owner differ in their nonce only."""
-    return replace(other, nonce=record.nonce) == record
 
 
 def _id(point: RecoveryPoint | str) -> str:

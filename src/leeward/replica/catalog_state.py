@@ -109,6 +109,22 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """Where the catalog begins to count: no version below `version` does, those below `previous`
+    may have been deleted. number: floors are counted from 1; 0 is none at all, all versions count.
+
+    sha256: of that version, as in the record that follows it. previous: version of the floor
+    before, 0 if there is none.
+    """
+
+    item_id: str = ""
+    number: int = 0
+    version: int = 0
+    sha256: str = ""
+    previous: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """The catalog after a version. cuts: those still needed, oldest first, the newest always there.
 
@@ -116,7 +132,8 @@ class State:
     to: checkpoints save time, nothing else. is_complete: this is known to hold.
 
     kept: positions (epoch, sequence) of the cuts that are recovery points. quarantined: those of
-    them that touch something damaged. configs: VM configurations by digest.
+    them that touch something damaged. configs: VM configurations by digest. floor: the newest one
+    that whoever made this state knew; it is not part of the log.
     """
 
     item_id: str
@@ -132,6 +149,7 @@ class State:
     about: dict[str, object] = field(default_factory=dict)
     quarantined: tuple[tuple[int, int], ...] = ()
     is_complete: bool = False
+    floor: Floor = Floor()
 
     @property
     def newest_cut(self) -> AppliedCut | None:

@@ -7,6 +7,7 @@ FORMAT.md 1 and 5.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from leeward.core.errors import InvalidRequest
 from leeward.core.ids import check_name
@@ -65,7 +66,11 @@ def item_prefix(item_id: str) -> str:
 
 def record_name(item_id: str, version: int) -> str:
     """Return the name of a version of the item's catalog."""
-    return f"{item_prefix(item_id)}catalog/{version:016d}"
+    return f"{catalog_prefix(item_id)}{version:016d}"
+
+
+def catalog_prefix(item_id: str) -> str:
+    return f"{item_prefix(item_id)}catalog/"
 
 
 def snapshots_prefix(item_id: str) -> str:
@@ -77,6 +82,26 @@ def snapshot_name(item_id: str, version: int) -> str:
     return f"{snapshots_prefix(item_id)}{version:016d}"
 
 
+def floor_name(item_id: str, number: int) -> str:
+    """Return the name of the item's floor of that number."""
+    return f"{floors_prefix(item_id)}{number:08d}"
+
+
+def floors_prefix(item_id: str) -> str:
+    return f"{item_prefix(item_id)}floors/"
+
+
+def in_order_of_erasure(item_id: str, names: Iterable[str]) -> list[str]:
+    """Return an item's names in the order in which they are to be deleted so that what is left
+    tells, as long as anything can, whose it is: the catalog last, from its end on, and the
+    snapshots after it, for a catalog whose beginning is gone is read from them."""
+    catalog, snapshots = catalog_prefix(item_id), snapshots_prefix(item_id)
+    found = sorted(names)
+    last = [name for name in reversed(found) if name.startswith(catalog)]
+    last += [name for name in found if name.startswith(snapshots)]
+    return [*(name for name in found if name not in set(last)), *last]
+
+
 def traces_prefix(item_id: str) -> str:
     return f"{item_prefix(item_id)}boot/"
 
@@ -84,6 +109,12 @@ def traces_prefix(item_id: str) -> str:
 def trace_name(item_id: str, number: int) -> str:
     """Return the name of the item's boot trace of that number."""
     return f"{traces_prefix(item_id)}{number:08d}"
+
+
+def parse_record_version(name: str) -> int:
+    """Return the version in a catalog record's name, 0 if it is no record's name."""
+    match = re.fullmatch(r".*/catalog/(\d{16})", name)
+    return int(match[1]) if match else 0
 
 
 def parse_snapshot_version(name: str) -> int:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from tests.properties.test_catalog_floor import Worker
 
 from leeward.core.codec import to_plain
 from leeward.core.errors import Unavailable
@@ -21,11 +22,13 @@ from leeward.model.recovery import (
 from leeward.model.resources import StorageAccount, VirtualMachine
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import ObjectStore
+from leeward.processor import trimming
 from leeward.processor.found_items import find_items
 from leeward.protocol.rebuild import AboutItem
+from leeward.replica import snapshots
 from leeward.replica.catalog import Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk
-from leeward.replica.layout import segment_name
+from leeward.replica.layout import record_name, segment_name
 from leeward.replica.segment import BLOCKS, EXTENT_DTYPE, SegmentHeader, encode_segment
 
 S = TypeVar("S", bound=ObjectStore)
@@ -86,6 +89,31 @@ def fill_store(
         ]
     )
     return store
+
+
+def trim_catalog(store: ObjectStore, item_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the item's catalog go on until its first records have been deleted."""
+    monkeypatch.setattr(snapshots, "SNAPSHOT_VERSIONS", 2)
+    monkeypatch.setattr(trimming, "FLOOR_VERSIONS", 5)
+    worker = Worker(store, item_id)
+    worker.catalog.take_over(worker.catalog.epoch)
+    for _ in range(30):
+        worker.catalog.free(objects=0, bytes=0)
+        worker.trimmer.trim()
+
+
+def test_a_vault_is_found_in_stores_whose_catalogs_are_trimmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = "memory://west"
+    store = _store(url, 2, "east", "west")
+    (before,) = find_items([url], {url: store}.__getitem__).items
+    trim_catalog(store, "item-1", monkeypatch)
+    assert record_name("item-1", 1) not in store.list("")
+    (after,) = find_items([url], {url: store}.__getitem__).items
+    assert after == before
+    assert after.about is not None
+    assert (after.problem, after.urls, after.point_count) == ("", {"d": url}, 1)
 
 
 def test_the_newer_direction_comes_first_each_with_its_own_store() -> None:

@@ -19,7 +19,9 @@ from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import Buffer
 from leeward.processor import apply as apply_module
 from leeward.processor import item as item_module
+from leeward.processor import trimming as trimming_module
 from leeward.processor.item import ItemProcessor
+from leeward.replica import snapshots as snapshots_module
 from leeward.replica.manifest import (
     AppliedMarker,
     CutManifest,
@@ -512,6 +514,28 @@ def test_segments_of_an_append_that_nobody_confirmed_can_become_garbage(
         assert stand.copied == frozenset()
         drain(processor)
         assert processor.stand().copied == frozenset()
+    world.check(source)
+
+
+def test_old_records_of_the_catalog_are_deleted_and_what_is_left_is_told(
+    world: World, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_VERSIONS", 2)
+    monkeypatch.setattr(trimming_module, "FLOOR_VERSIONS", 5)
+    store, trimmed = world.catalog_store, 0
+    with world.uploader() as uploader, world.processor() as processor:
+        for _ in range(30):
+            uploader.upload(source.next_cut())
+            drain(processor)
+            assert processor.is_space_due
+            trimmed += processor.reclaim().trimmed_records
+        before = store.list("")
+        told = processor.reclaim(is_thorough=True, dry_run=True)
+        assert store.list("") == before
+    kinds = ("catalog", "snapshots", "floors")
+    sizes = [store.sizes(f"items/{ITEM}/{kind}/") for kind in kinds]
+    assert told.catalog_bytes == sum(sum(each.values()) for each in sizes) > 0
+    assert trimmed == world.catalog().version - len(sizes[0]) > 0
     world.check(source)
 
 

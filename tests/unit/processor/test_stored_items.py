@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.processor.test_found_items import _store
+from tests.unit.processor.test_found_items import _store, trim_catalog
 
 from leeward.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from leeward.object_store.memory import MemoryStore
@@ -11,6 +11,7 @@ from leeward.object_store.store import ObjectStore
 from leeward.processor.stored_items import erase_stored_item, find_stored_items
 from leeward.protocol.replicas import ErasureSpec
 from leeward.replica.holds import Hold
+from leeward.replica.layout import in_order_of_erasure, record_name
 from leeward.replica.pins import Pin
 
 TARGET, CACHE, GONE = "memory://west", "memory://cache", "memory://gone"
@@ -86,6 +87,25 @@ def test_only_that_item_is_erased_the_catalog_last_and_again_is_no_error() -> No
     is_catalog = is_catalog[: len(is_catalog) - 1]  # the last is the cache's
     assert is_catalog == sorted(is_catalog)
     assert any(is_catalog)
+
+
+@pytest.mark.parametrize("is_trimmed", [False, True])
+def test_a_catalog_tells_whose_it_is_until_it_is_all_erased(
+    is_trimmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after any deletion: what is left is named as long as the catalog has anything."""
+    stores = Stores()
+    if is_trimmed:
+        trim_catalog(stores.target, "item-1", monkeypatch)
+    assert (record_name("item-1", 1) in stores.target.list("")) is not is_trimmed
+    (found,) = find_stored_items([TARGET], stores.open).items
+    assert (found.name, found.newest_point, found.problem) == ("web-1", "rp-0003-00000001", "")
+    names = stores.target.list("")
+    for name in in_order_of_erasure("item-1", names):
+        (found,) = find_stored_items([TARGET], stores.open).items
+        assert (found.name, found.vault, found.problem) == ("web-1", "main", "")
+        stores.target.delete(name)
+    assert stores.target.list("") == []
 
 
 def test_nothing_is_erased_under_a_reader_unless_it_is_said_to_be_lost() -> None:

@@ -25,9 +25,9 @@ from leeward.object_store import file as file_module
 from leeward.object_store.file import create_file_store
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import Buffer
-from leeward.replica import catalog as catalog_module
 from leeward.replica import envelope as envelope_module
-from leeward.replica.catalog import SNAPSHOT_VERSIONS, Catalog
+from leeward.replica import snapshots as snapshots_module
+from leeward.replica.catalog import Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk, LoggedCut, State
 from leeward.replica.envelope import KIND_SNAPSHOT, parse_envelope, seal_envelope
 from leeward.replica.layout import (
@@ -36,6 +36,7 @@ from leeward.replica.layout import (
     snapshot_name,
     snapshots_prefix,
 )
+from leeward.replica.snapshots import SNAPSHOT_VERSIONS
 
 
 def make_cut(
@@ -139,15 +140,17 @@ def test_points_and_logs_are_what_was_appended(store: FaultyStore) -> None:
             reader.disk_log("other", reader.points[0])
 
 
-def test_refresh_without_news_is_one_request(store: FaultyStore) -> None:
+def test_refresh_without_news_is_two_requests(store: FaultyStore) -> None:
     writer, reader = owned(store), Catalog.open(store, "web")
     store.requests = 0
     reader.refresh()
-    assert store.requests == 1
+    assert store.requests == 2, "the next version, and the next floor"
+    store.requests = 0
     writer.append_cuts([make_cut(1)])
+    assert store.requests == 2
     store.requests = 0
     reader.refresh()
-    assert store.requests == 2
+    assert store.requests == 3
     assert len(reader.points) == 1
 
 
@@ -344,7 +347,7 @@ def test_a_state_too_big_for_a_snapshot_fails_no_append(
         tries.append(kind)
         return seal_envelope(kind, *arguments)
 
-    monkeypatch.setattr(catalog_module, "seal_envelope", seal)
+    monkeypatch.setattr(snapshots_module, "seal_envelope", seal)
     sequences = range(1, SNAPSHOT_VERSIONS + 20)
     for sequence in sequences:
         catalog.append_cuts([make_cut(sequence)])

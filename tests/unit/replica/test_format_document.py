@@ -18,8 +18,9 @@ from leeward.object_store.store import ObjectStore
 from leeward.processor.apply import Numbers
 from leeward.processor.compaction import DiskCompactor
 from leeward.processor.disk_log import compacted_log
+from leeward.replica import snapshots
 from leeward.replica.block_map import BlockMap
-from leeward.replica.catalog import SNAPSHOT_VERSIONS, Catalog
+from leeward.replica.catalog import Catalog
 from leeward.replica.catalog_state import AppliedCut, AppliedDisk, State
 from leeward.replica.checkpoint import read_checkpoint_head
 from leeward.replica.disk import replay_map
@@ -27,6 +28,7 @@ from leeward.replica.envelope import KIND_SNAPSHOT, parse_envelope, seal_envelop
 from leeward.replica.layout import (
     checkpoint_name,
     make_segment_id,
+    record_name,
     segment_name,
     snapshots_prefix,
 )
@@ -39,6 +41,7 @@ from leeward.replica.segment import (
     SegmentHeader,
     encode_segment,
 )
+from leeward.replica.snapshots import SNAPSHOT_VERSIONS
 
 READER = Path(__file__).parents[3] / "docs/reader.py"
 READER_LINES_MAX = 200
@@ -178,6 +181,41 @@ def test_a_snapshot_that_lists_not_every_segment_is_passed_over(tmp_path: Path) 
     store.create(name, seal_envelope(KIND_SNAPSHOT, 1, replace(state, is_complete=False, kept=())))
     points = read(tmp_path, tmp_path / "system", "web").split()
     assert points == [point.id for point in writer.catalog.points]
+
+
+@pytest.mark.parametrize("key", [None, KEYS[0]], ids=["plain", "encrypted"])
+def test_a_trimmed_catalog_is_read_from_the_document_alone(
+    tmp_path: Path, key: Key | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_VERSIONS", 3)
+    system, data = (create_file_store(tmp_path / name) for name in ("system", "data"))
+    writer = Writer(system, data, "zstd")
+    writer.write_with(key)
+    points = {}
+    for number in range(1, 41):
+        point, content = writer.cut(number)
+        points[point] = content
+        if number % 10 == 0:
+            raise_floor(writer)
+    assert not (tmp_path / "system/items/web/catalog" / f"{1:016d}").exists()
+    assert read(tmp_path, tmp_path / "system", "web").split() == list(points)
+    for point, expected in [*points.items()][::13]:
+        check_restored(tmp_path, point, expected)
+    for name in system.list(snapshots_prefix("web")):
+        system.delete(name)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        read(tmp_path, tmp_path / "system", "web")
+    assert "there is no version 1" in failed.value.stderr
+
+
+def raise_floor(writer: Writer) -> None:
+    """Make the oldest of the newest snapshots the floor, and delete what may be deleted then."""
+    catalog, store = writer.catalog, KeyedStore(writer.catalog_store, keyring(KEYS, writer.key))
+    version = snapshots.snapshot_versions(store, "web")[-snapshots.SNAPSHOTS_KEPT]
+    sha256 = snapshots.read_snapshot(store, "web", version).sha256
+    assert catalog.raise_floor(version, sha256)
+    for below in range(1, catalog.state.floor.previous):
+        store.delete(record_name("web", below))
 
 
 def compact(writer: Writer) -> int:
