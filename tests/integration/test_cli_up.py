@@ -53,7 +53,11 @@ def test_life_of_an_installation() -> None:
         assert (leeward.data / "client.toml").stat().st_mode & 0o777 == 0o600
         daemons = {name: pid_of(leeward, name) for name in ("service", "agent-a-1", "agent-b-1")}
 
-        assert leeward.run(*up).code == 0, "started again it changes nothing"
+        told = leeward.run(*up, "-o", "json").json  # started again it changes nothing
+        runs = {daemon["name"]: daemon["pid"] for daemon in told["daemons"]}
+        assert told["url"] == leeward.url
+        assert runs["agent a-1"] == daemons["agent-a-1"]
+        assert leeward.run("up", "-o", "json").code == 2
         assert {name: pid_of(leeward, name) for name in daemons} == daemons
         elsewhere = leeward.run("up", "--detach", "--port", str(leeward.port + 1))
         assert elsewhere.code == 4
@@ -78,7 +82,7 @@ def test_life_of_an_installation() -> None:
         assert pid_of(leeward, "service") == daemons["service"]
         assert "region a is gone" in again.out
 
-        assert leeward.run("down").code == 0
+        assert leeward.run("down", "-o", "json").json["ended"] >= 1
         assert processes_of(leeward.data) == []
         assert leeward.run("status").code == 5
         assert leeward.run("down", "--vms").out == "nothing was running\n"

@@ -14,7 +14,7 @@ import typer
 from leeward.cli import output
 from leeward.cli.output import Format
 from leeward.cli.session import DataDirOption, OutputOption
-from leeward.core.errors import LeewardError
+from leeward.core.errors import InvalidRequest, LeewardError
 
 if TYPE_CHECKING:
     from leeward.daemons.node import NodeOptions
@@ -79,6 +79,7 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when everything runs; `leeward down` ends it.")
     ] = False,
+    chosen: OutputOption = Format.TABLE,
 ) -> None:
     """Run all of Leeward on this machine: the service, and a worker and an agent per region.
 
@@ -89,6 +90,12 @@ def up(
     from leeward.daemons import up as daemon
     from leeward.daemons.signals import StopSignal
 
+    if chosen is Format.JSON and not detach:
+        raise InvalidRequest(
+            "JSON is of what runs, and without --detach the command stays",
+            field="--output",
+            hint="add --detach",
+        )
     data = data_directory(data_dir)
     options = daemon.UpOptions(
         data=data,
@@ -101,8 +108,11 @@ def up(
         arguments += ["--hosts", str(hosts)]
         if regions:
             arguments += ["--regions", regions]
-        for line in daemon.detach(arguments, options):
-            output.say(line)
+        report = daemon.detach(arguments, options)
+        if chosen is Format.JSON:
+            output.print_json(report)
+        else:
+            output.say("\n".join(report.lines()))
         return
     from leeward.cli.administration import administer
 
@@ -115,13 +125,16 @@ def down(
     vms: Annotated[
         bool, typer.Option("--vms", help="End everything else too: VMs, taps, exports, networks.")
     ] = False,
+    chosen: OutputOption = Format.TABLE,
 ) -> None:
     """End what `leeward up` started; VMs go on running unless --vms."""
     from leeward.client.config import data_directory
     from leeward.daemons.down import down as end_everything
 
     ended = end_everything(data_directory(data_dir), vms=vms)
-    if not ended:
+    if chosen is Format.JSON:
+        output.print_json({"ended": ended})
+    elif not ended:
         output.say("nothing was running")
     elif vms:
         output.say("Leeward is down, and nothing of it runs any more")

@@ -74,21 +74,20 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
         ("cache account", item.cache_account),
         ("policy", item.policy),
         ("replication", _replication(item)),
-        ("", _unsaid(item, replication.problem if replication else "")),
+        ("replication's problem", _source_problem(item)),
         ("sweep", _amount(replication.sweep_bytes_done, replication.sweep_bytes_total))
         if replication and not replication.initial_done and item.state not in _MOVED
         else ("", ""),
-        ("written by guest", format_bytes(replication.bytes_written) if replication else ""),
-        ("shipped", format_bytes(replication.bytes_shipped) if replication else ""),
+        *_traffic(item),
         ("bandwidth limit", rate(limit) if (limit := _limit_now(item)) else ""),
-        ("processing", _unsaid(item, processing.problem if processing else "")),
+        ("processing's problem", _unsaid(item, processing.problem if processing else "")),
         ("application-consistent", _freeze(item)),
         ("recovery point", item.recovery_point),
         ("hydrated", _amount(hydration.bytes_done, hydration.bytes_total) if hydration else ""),
-        ("", hydration.problem if hydration else ""),
+        ("hydration's problem", hydration.problem if hydration else ""),
         ("test VM", _rehearsal(item)),
         ("readiness", _readiness(item)),
-        ("", item.readiness.problem),
+        ("last drill", item.readiness.problem),
         ("next", _next(item)),
     ]
     session.show(item, lambda: output.print_fields(fields))
@@ -206,6 +205,24 @@ def _limit_now(item: ItemView) -> int:
     """Return the bytes a second that its policy lets the VM send just now, 0 for any amount."""
     replication = item.health.replication
     return replication.bandwidth_bytes_per_second if replication is not None else 0
+
+
+def _traffic(item: ItemView) -> list[tuple[str, str]]:
+    """Return what its guest has written and what of that has travelled; nothing of a source that
+    has been left."""
+    replication = item.health.replication
+    if replication is None or item.state in _MOVED:
+        return []
+    return [
+        ("written by guest", format_bytes(replication.bytes_written)),
+        ("shipped", format_bytes(replication.bytes_shipped)),
+    ]
+
+
+def _source_problem(item: ItemView) -> str:
+    """Return what the source says is wrong; "" once the VM has moved: it is history then."""
+    replication = item.health.replication
+    return "" if replication is None or item.state in _MOVED else _unsaid(item, replication.problem)
 
 
 def _unsaid(item: ItemView, problem: str) -> str:

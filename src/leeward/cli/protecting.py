@@ -42,7 +42,7 @@ def protect_several(
     if request["plan_only"]:
         session.show(plans, lambda: _print_plans(plans))
         return
-    jobs = []
+    begun: list[tuple[Reference, Job]] = []
     for where, each in zip(wanted, requests, strict=True):
         try:
             job = session.client.protect(vault, each)
@@ -50,8 +50,8 @@ def protect_several(
             refused.append(f"{where.region}/{where.name}: {error}")
             continue
         if isinstance(job, Job):
-            jobs.append(job)
-    _follow(session, jobs, refused, no_wait=no_wait)
+            begun.append((where, job))
+    _follow(session, begun, refused, to=str(request["target_region"]), no_wait=no_wait)
 
 
 def _print_plans(plans: list[Job | ProtectionPlan]) -> None:
@@ -60,21 +60,37 @@ def _print_plans(plans: list[Job | ProtectionPlan]) -> None:
             print_plan(plan)
 
 
-def _follow(session: Session, jobs: list[Job], refused: list[str], *, no_wait: bool) -> None:
+def _follow(
+    session: Session,
+    begun: list[tuple[Reference, Job]],
+    refused: list[str],
+    *,
+    to: str,
+    no_wait: bool,
+) -> None:
     """Show the jobs, ended unless `no_wait`. Raises: LeewardError when one did not succeed or was
     refused."""
+    jobs = [job for _, job in begun]
     if not no_wait:
         from leeward.cli.progress import watch
 
         jobs = [watch(session.client, job, quiet=session.is_json) for job in jobs]
+    named = [
+        (f"{where.region}/{where.name}", job) for (where, _), job in zip(begun, jobs, strict=True)
+    ]
 
     def table() -> None:
-        for job in jobs:
-            going = f"{job.id} goes on" if no_wait else job.state.value
-            output.say(f"{job.target.removeprefix('item/')}: {going}")
+        for name, job in named:
+            if no_wait:
+                output.say(f"{name}: {job.id} goes on")
+            elif job.state is JobState.SUCCEEDED:
+                output.say(f"{name} is protected in {to}")
 
     session.show(jobs, table)
-    ended = (JobState.FAILED, JobState.CANCELLED)
-    refused += [f"{job.target}: {job.error}" for job in jobs if job.state in ended]
+    refused += [
+        f"{name}: {job.error or job.state.value}"
+        for name, job in named
+        if job.state in (JobState.FAILED, JobState.CANCELLED)
+    ]
     if refused:
         raise LeewardError("; ".join(refused))

@@ -87,6 +87,38 @@ class UpState:
         return tuple(f"{region}-{number + 1}" for number in range(self.hosts))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """One daemon. state: as in ChildState; pid: 0 unless it runs."""
+
+    name: str
+    state: str
+    pid: int
+    log_file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpReport:
+    """What runs, once it does. gone: regions whose directories are not there, with those;
+    complaints: what this machine lacks, a line each."""
+
+    url: str
+    daemons: tuple[Daemon, ...]
+    gone: dict[str, str]
+    complaints: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return it for people."""
+        lines = [f"Leeward is up: {self.url}"]
+        for daemon in self.daemons:
+            where = f"pid {daemon.pid}" if daemon.pid else daemon.state
+            lines.append(f"  {daemon.name:<22} {where:<12} {daemon.log_file}")
+        lines += [
+            f"  region {each} is gone: {path} is not there" for each, path in self.gone.items()
+        ]
+        return [*lines, *self.complaints]
+
+
 @dataclass(frozen=True, slots=True)
 class _NodeSpec:
     role: str
@@ -148,27 +180,15 @@ class Up:
             self._wait_nodes(administration, nodes)
         finally:
             administration.close()
-        lines = [*self.summary(), *complaints(self.places.data)]
-        write_file(self.places.up / "ready", "\n".join(lines).encode())
-        for line in lines:
+        report = self._report()
+        write_file(self.places.up / "ready", to_json(report))
+        for line in report.lines():
             self._say(line)
 
     @property
     def url(self) -> str:
         """Where the service answers."""
         return f"http://127.0.0.1:{self.state.port}"
-
-    def summary(self) -> list[str]:
-        """Return what runs where, a line each."""
-        lines = [f"Leeward is up: {self.url}"]
-        for child in self._children:
-            process = child.process
-            runs = process is not None and child.state is ChildState.RUNNING
-            where = f"pid {process.pid}" if process and runs else child.state.value
-            lines.append(f"  {child.spec.name:<22} {where:<12} {child.spec.log_file}")
-        for region in self._gone():
-            lines.append(f"  region {region} is gone: {self.places.region(region)} is not there")
-        return lines
 
     def end(self) -> None:
         """No daemon runs; VMs, taps and exports do."""
@@ -302,15 +322,33 @@ class Up:
         if self._stop.wait(0.1):
             raise Unavailable("told to stop while starting")
 
+    def _report(self) -> UpReport:
+        return UpReport(
+            url=self.url,
+            daemons=tuple(_daemon(child) for child in self._children),
+            gone={region: str(self.places.region(region)) for region in self._gone()},
+            complaints=tuple(complaints(self.places.data)),
+        )
+
     def _gone(self) -> list[str]:
         known = read_state(self.places)
         before = known.regions if known else ()
         return [region for region in before if not self.places.region(region).is_dir()]
 
 
-def detach(argv: Sequence[str], options: UpOptions) -> list[str]:
-    """Everything of the data directory is up, watched by a process of its own; returns what runs
-    where.
+def _daemon(child: Child) -> Daemon:
+    runs = child.process is not None and child.state is ChildState.RUNNING
+    return Daemon(
+        name=child.spec.name,
+        state=child.state.value,
+        pid=child.process.pid if child.process is not None and runs else 0,
+        log_file=str(child.spec.log_file),
+    )
+
+
+def detach(argv: Sequence[str], options: UpOptions) -> UpReport:
+    """Everything of the data directory is up, watched by a process of its own; returns what ran
+    where when all of it had come up.
 
     argv: the arguments of the `leeward up` that stays. Raises: Unavailable, and what it says;
     Conflict when it runs already, otherwise than `options` want.
@@ -348,7 +386,7 @@ def detach(argv: Sequence[str], options: UpOptions) -> list[str]:
         if time.monotonic() > deadline:
             raise Unavailable("`leeward up` is not ready yet", hint=f"its log is {log_file}")
         time.sleep(0.1)
-    return ready.read_text().split("\n")
+    return from_json(ready.read_bytes(), UpReport)
 
 
 def _state_of(known: UpState | None, options: UpOptions) -> UpState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -65,6 +66,29 @@ NODE = {
     "name": "east-1",
     "last_seen_ns": 1,
     "is_online": True,
+}
+
+PLAN = {
+    "vault": "default",
+    "policy": "default",
+    "source_region": "east",
+    "source_vm": "web-1",
+    "target_region": "west",
+    "target_vm": {**VM, "region": "west", "resource_group": "web-rg-asr"},
+    "disks": [{"disk": "system", "source_account": "sa1", "target_account": "sa1asr"}],
+    "excluded_disks": [],
+    "nics": [],
+    "cache_region": "east",
+    "cache_account": "default-east-cache",
+    "resources": [{"kind": "network", "region": "west", "name": "corp-asr", "action": "create"}],
+    "mappings": [
+        {
+            "source_region": "east",
+            "source_network": "corp",
+            "target_region": "west",
+            "target_network": "corp-asr",
+        }
+    ],
 }
 
 
@@ -207,6 +231,25 @@ def test_item_shows_what_a_failover_makes(api: Api, capsys: Capture) -> None:
         assert shown in printed
 
 
+def test_item_shows_no_line_without_its_name_and_nothing_of_a_source_that_was_left(
+    api: Api, capsys: Capture
+) -> None:
+    said = {**ITEM["health"]["replication"], "problem": "the cache is full"}  # type: ignore[index]
+    item = "vaults/default/replicated-items/web-1"
+    health = {**ITEM["health"], "replication": said}  # type: ignore[dict-item]
+    api.pages[item] = {**ITEM, "health": health}
+    assert run(["item", "show", "web-1"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^replication's problem +the cache is full *$", printed, re.MULTILINE)
+    assert re.search(r"^shipped +0 B *$", printed, re.MULTILINE)
+    api.pages[item] = {**ITEM, "health": health, "state": "failed_over"}
+    assert run(["item", "show", "web-1"]) == 0
+    printed = capsys.readouterr().out
+    assert "the cache is full" not in printed
+    assert "shipped" not in printed
+    assert all(line[0] != " " for line in printed.splitlines())
+
+
 def test_item_shows_what_the_newest_freeze_came_to(api: Api, capsys: Capture) -> None:
     report = {"number": 3, "epoch": 1, "time_ns": 1, "sequence": 7, "consistency": "application"}
     page = api.pages["vaults/default/replicated-items/web-1"]
@@ -287,6 +330,24 @@ def test_planned_failover_reprotect_and_undo_are_what_was_typed(api: Api, capsys
     ]
 
 
+def test_protecting_several_says_where_each_is_protected_and_what_failed(
+    api: Api, capsys: Capture
+) -> None:
+    def change(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        if asked["plan_only"]:
+            return httpx.Response(200, json=PLAN)
+        return httpx.Response(202, json=job("running") | {"id": f"job-{asked['vm']}"})
+
+    api.changes = change
+    api.pages["jobs/job-web-1"] = job("succeeded") | {"id": "job-web-1"}
+    api.pages["jobs/job-db-1"] = job("failed", error="no room") | {"id": "job-db-1"}
+    assert run(["protect", "east/web-1", "east/db-1", "--to", "west"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "east/web-1 is protected in west\n"
+    assert "east/db-1: no room" in printed.err
+
+
 def test_json_of_a_job_is_nothing_but_json(api: Api, capsys: Capture) -> None:
     api.changes = lambda request: httpx.Response(202, json=job("running"))
     api.pages["jobs/job-1"] = job("succeeded", steps=[{"name": "boot", "state": "succeeded"}])
@@ -310,31 +371,7 @@ def test_no_wait_returns_with_the_job(api: Api, capsys: Capture) -> None:
 
 
 def test_plan_is_shown_and_nothing_is_waited_for(api: Api, capsys: Capture) -> None:
-    plan = {
-        "vault": "default",
-        "policy": "default",
-        "source_region": "east",
-        "source_vm": "web-1",
-        "target_region": "west",
-        "target_vm": {**VM, "region": "west", "resource_group": "web-rg-asr"},
-        "disks": [{"disk": "system", "source_account": "sa1", "target_account": "sa1asr"}],
-        "excluded_disks": [],
-        "nics": [],
-        "cache_region": "east",
-        "cache_account": "default-east-cache",
-        "resources": [
-            {"kind": "network", "region": "west", "name": "corp-asr", "action": "create"}
-        ],
-        "mappings": [
-            {
-                "source_region": "east",
-                "source_network": "corp",
-                "target_region": "west",
-                "target_network": "corp-asr",
-            }
-        ],
-    }
-    api.changes = lambda request: httpx.Response(200, json=plan)
+    api.changes = lambda request: httpx.Response(200, json=PLAN)
     assert run(["protect", "east/web-1", "--to", "west", "--plan"]) == 0
     printed = capsys.readouterr().out
     assert "corp-asr" in printed
