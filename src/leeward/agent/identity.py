@@ -95,6 +95,22 @@ def enrol(path: Path, identity: Identity, service: Service, *, token: str) -> Id
     return identity
 
 
+def next_process(path: Path) -> str:
+    """Return what tells this process from every other of the same identity, "starts.random": the
+    starts counted at `path`, so that a later process of one directory comes before earlier ones. On
+    a full disk it is the same start once more."""
+    try:
+        starts = int(path.read_text())
+    except (OSError, ValueError):
+        starts = 0
+    try:
+        write_file(path, str(starts + 1).encode())
+        starts += 1
+    except Unavailable as error:
+        log.warning("start_not_counted", error=str(error))
+    return f"{starts}.{secrets.token_hex(8)}"
+
+
 class DirectoryLock:
     """While held, no other process holds it. The kernel releases it when its holder dies."""
 

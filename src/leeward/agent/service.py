@@ -14,6 +14,7 @@ import httpx
 from leeward.core.codec import from_json, from_plain, to_json
 from leeward.core.errors import InvalidRequest, Unavailable
 from leeward.protocol.messages import (
+    PROCESS_HEADER,
     Command,
     CommandResult,
     EnrolmentReply,
@@ -50,6 +51,11 @@ class Service:
     def authenticate(self, node_id: str, key: str) -> None:
         """Every request from now on is made as this node."""
         self._http.headers["Authorization"] = f"Bearer {node_id}:{key}"
+
+    def name_process(self, process: str) -> None:
+        """Every request from now on says which process it comes from: of two with one identity,
+        the directory having been copied, the service hears one."""
+        self._http.headers[PROCESS_HEADER] = process
 
     def enrol(self, request: EnrolmentRequest) -> EnrolmentReply:
         """The node is enrolled. Raises: InvalidRequest, Conflict (token used), Unavailable."""

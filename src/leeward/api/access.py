@@ -16,7 +16,8 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from leeward.core.errors import InvalidRequest, NotAllowed, Unavailable
+from leeward.core.errors import Conflict, InvalidRequest, NotAllowed, Unavailable
+from leeward.protocol.messages import PROCESS_HEADER
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.nodes import NodeRecord
 from leeward.workflows.service import Service
@@ -68,15 +69,22 @@ def require_operator(request: Request, credentials: Credentials) -> None:
 
 
 def require_node(
-    service: Annotated[Service, Depends(get_service)], credentials: Credentials
+    request: Request, service: Annotated[Service, Depends(get_service)], credentials: Credentials
 ) -> NodeRecord:
-    """Return the node that asks; it has been heard."""
+    """Return the node that asks; it has been heard. Raises: Conflict when another process is at
+    work under its identity."""
     node_id, _, key = (credentials.credentials if credentials else "").partition(":")
     try:
         with service.bench.vault.read() as records:
             node = records.nodes.authenticate(node_id, key)
     except NotAllowed as error:
         raise _unauthorized(error.message) from error
+    if not service.bench.live.admit(node.id, request.headers.get(PROCESS_HEADER, "")):
+        raise Conflict(
+            f"another process is at work as {node.label}: its data directory has been copied",
+            hint="end one of the two, and start it with an empty data directory, a name and a "
+            "token of its own",
+        )
     service.bench.live.touch(node.id)
     return node
 

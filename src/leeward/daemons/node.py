@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 from leeward.agent.answers import AnswerJournal
-from leeward.agent.identity import DirectoryLock, Identity, enrol, load_identity
+from leeward.agent.identity import (
+    DirectoryLock,
+    Identity,
+    enrol,
+    load_identity,
+    next_process,
+)
 from leeward.agent.link import Node, NodeLink
 from leeward.agent.service import Service
 from leeward.core.errors import InvalidRequest, LeewardError, Unavailable
@@ -146,6 +152,7 @@ class NodeHome:
 def run_node(home: NodeHome, node: RunningNode, options: NodeOptions, stop: StopSignal) -> None:
     """The node's work and link are up until `stop`; afterwards both are down, in good order."""
     service = Service(options.service_url)
+    service.name_process(next_process(home.directory / "starts"))
     keep_logs_limited(home.directory)
     try:
         if home.identity.node_id:

@@ -84,6 +84,10 @@ class EnrolmentReply:
     node_id: str
 
 
+PROCESS_HEADER = "Leeward-Process"
+"""Of a node's requests: which of its processes asks, "starts.random" (decimal, hex)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """id is the idempotency key: a command delivered twice is carried out once."""

@@ -5,6 +5,7 @@ Owns: the newest status of every node and when it was heard. Must not know: what
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass
 
@@ -21,6 +22,18 @@ FRESH_SECONDS = 5.0
 """What a source said longer ago of its cuts is no news."""
 
 
+PROCESS_SECONDS = 5.0
+"""A process of a node that has been silent for longer has ended, or hangs: any other is heard."""
+
+_PROCESS = re.compile(r"(\d{1,12})\.([0-9a-f]{16})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    at: float
+    order: tuple[int, str]
+
+
 @dataclass(frozen=True, slots=True)
 class _Heard:
     at: float
@@ -35,6 +48,7 @@ class LiveState:
         self._clock = clock
         self._lock = threading.Lock()
         self._heard: dict[str, _Heard] = {}
+        self._processes: dict[str, _Process] = {}
         self._sources: dict[str, tuple[str, int, int]] = {}
         # A node cannot be called silent before this process has listened that long.
         self._listening_since = clock.monotonic()
@@ -56,6 +70,23 @@ class LiveState:
             node_id, told_epoch, sequence = self._sources.get(item_id, ("", 0, 0))
         is_news = told_epoch == epoch and self.silent_seconds(node_id) <= FRESH_SECONDS
         return sequence if is_news else 0
+
+    def admit(self, node_id: str, process: str) -> bool:
+        """Say whether that process of the node is to be heard: of two at a time only one is, else
+        both would carry out every command. A later start comes before an earlier one.
+
+        process: "starts.random" as the node says; anything else, of an earlier version, is heard.
+        """
+        said = _PROCESS.fullmatch(process)
+        if said is None:
+            return True
+        now, order = self._clock.monotonic(), (int(said[1]), said[2])
+        with self._lock:
+            known = self._processes.get(node_id)
+            if known is not None and order < known.order and now - known.at <= PROCESS_SECONDS:
+                return False
+            self._processes[node_id] = _Process(now, order)
+        return True
 
     def touch(self, node_id: str) -> None:
         """The node was heard now, if it has posted a status before; that is as it was."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from leeward.agent.identity import DirectoryLock, Identity, enrol, load_identity
+from leeward.agent import identity
+from leeward.agent.identity import DirectoryLock, Identity, enrol, load_identity, next_process
 from leeward.agent.service import Service
 from leeward.core.errors import (
     Conflict,
@@ -151,6 +152,32 @@ def test_a_spent_token_that_lies_about_keeps_no_enrolled_node_down(tmp_path: Pat
     with pytest.raises(NotAllowed, match="expired"):
         enrol(new, load(new), link, token="once")
     link.close()
+
+
+def test_a_later_process_of_a_directory_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (next_process(tmp_path / "starts") for _ in range(2))
+    assert [each.partition(".")[0] for each in (first, second)] == ["1", "2"]
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise Unavailable("No space left on device")
+
+    monkeypatch.setattr(identity, "write_file", refuse)
+    third = next_process(tmp_path / "starts")
+    assert third.startswith("2.")
+    assert third != second
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"commands": []})
+
+    link = service(answer)
+    link.name_process(third)
+    link.commands(wait_seconds=0)
+    link.close()
+    assert seen[0].headers["Leeward-Process"] == third
 
 
 def test_a_broken_identity_is_named(tmp_path: Path) -> None:

@@ -106,6 +106,18 @@ def test_the_operators_token_is_no_nodes_key(http: Http) -> None:
     assert http.get("/node/v1/commands?wait=0", headers=node).json() == {"commands": []}
 
 
+def test_of_two_processes_with_one_identity_the_later_one_is_heard(http: Http) -> None:
+    """Else both would carry out every command: a host was cloned with its agent's directory."""
+    node = enrolled(http)
+    original, copy = ({**node, "Leeward-Process": f"{starts}.{starts:016x}"} for starts in (7, 8))
+    assert http.get("/node/v1/commands?wait=0", headers=original).status_code == 200
+    assert http.get("/node/v1/commands?wait=0", headers=copy).status_code == 200
+    for method, path in (("GET", "/commands?wait=0"), ("POST", "/status"), ("POST", "/results")):
+        refusal = problem(http.request(method, f"/node/v1{path}", headers=original), 409)
+        assert "another process is at work as agent n-1 in east" in refusal["detail"]
+    assert http.get("/node/v1/commands?wait=0", headers=copy).status_code == 200
+
+
 def test_the_token_file_is_for_its_owner_only_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "service" / "api-token"
     token = load_token(path)

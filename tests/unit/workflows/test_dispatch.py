@@ -19,7 +19,7 @@ from leeward.workflows.dispatch import (
     Dispatch,
     Order,
 )
-from leeward.workflows.live import LiveState
+from leeward.workflows.live import PROCESS_SECONDS, LiveState
 from leeward.workflows.signals import ServiceStopping, Signals
 
 
@@ -145,3 +145,17 @@ def test_a_stopping_service_waits_for_nothing(rig: Rig) -> None:
     with pytest.raises(ServiceStopping):
         rig.wait(command_id)
     assert rig.poll(30) == [command_id]
+
+
+def test_a_process_that_has_ended_is_in_no_others_way() -> None:
+    clock = HandClock()
+    live = LiveState(clock)
+    late, early = f"8.{1:016x}", f"7.{2:016x}"
+    assert live.admit("agent-1", late)
+    assert not live.admit("agent-1", early)
+    assert live.admit("agent-2", early)
+    assert live.admit("agent-1", "")  # of an earlier version, which does not say
+    clock.sleep(PROCESS_SECONDS + 1)
+    assert live.admit("agent-1", early)  # the directory was put back from a copy
+    assert live.admit("agent-1", late)
+    assert not live.admit("agent-1", early)
