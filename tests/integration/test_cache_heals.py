@@ -16,7 +16,7 @@ from leeward.core.clock import SystemClock
 from leeward.core.errors import ChainBroken
 from leeward.core.units import MIB
 from leeward.mobility.baseline import Baseline
-from leeward.mobility.stream import Stream
+from leeward.mobility.due_sweep import DueSweep
 from leeward.object_store.memory import MemoryStore
 from leeward.object_store.store import ObjectStore
 from leeward.processor import arrivals as arrivals_module
@@ -38,13 +38,13 @@ def baselines(monkeypatch: pytest.MonkeyPatch) -> list[Baseline]:
     """Every sweep that is begun, as it is written down; gaps are looked for often."""
     monkeypatch.setattr(arrivals_module, "GAP_SECONDS", 0.2)
     seen: list[Baseline] = []
-    write_down = Stream._write_down_sweep
+    write_down = DueSweep.write_down
 
-    def noting(stream: Stream, baseline: Baseline, added: Sequence[str] = ()) -> None:
+    def noting(due: DueSweep, baseline: Baseline, added: Sequence[str] = ()) -> None:
         seen.append(baseline)
-        write_down(stream, baseline, added)
+        write_down(due, baseline, added)
 
-    monkeypatch.setattr(Stream, "_write_down_sweep", noting)
+    monkeypatch.setattr(DueSweep, "write_down", noting)
     return seen
 
 

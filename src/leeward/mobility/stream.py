@@ -7,7 +7,7 @@ threads, the cache's backend, how VMs are made. Stepped by replicator.py.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,21 +16,19 @@ from leeward.core.errors import Conflict, Fenced, LeewardError, NotFound, Unavai
 from leeward.core.memory import return_free_memory
 from leeward.mobility.baseline import Baseline, Found, plan_baseline
 from leeward.mobility.bookkeeping import (
-    after_beginning,
     after_outcome,
-    after_retiring,
     is_point,
     suffices,
 )
 from leeward.mobility.capture import Capture, Look
-from leeward.mobility.cut import CutDisk
 from leeward.mobility.cutter import Cutter, Outcome
-from leeward.mobility.digest_feed import DigestFeed
-from leeward.mobility.disk_set import added_disks, after_adding, release_dropped
+from leeward.mobility.disk_set import added_disks, release_dropped
+from leeward.mobility.due_sweep import DueSweep
 from leeward.mobility.freezes import Freezes
 from leeward.mobility.portions import Portions, Standing
 from leeward.mobility.record import RecordFile
 from leeward.mobility.release import free_vm
+from leeward.mobility.rotation import Rotation
 from leeward.mobility.settings import Places, Tuning, tap_config
 from leeward.mobility.shared_cut import SharedAttempt
 from leeward.mobility.sweep import Sweep, SweepKind, remove_exports
@@ -86,7 +84,6 @@ class Stream:
         self._log = get_logger(item=spec.item_id, epoch=spec.epoch)
         self.state = ReplicationState.TRACKING
         self.problem = ""
-        self.sweep: Sweep | None = None
         self.current_time_ns = 0
         """As in ReplicationStatus."""
         self._has_swept = False
@@ -96,7 +93,23 @@ class Stream:
         self._portions = Portions(
             cutter, interval_seconds=spec.cut_interval_seconds, tuning=tuning, clock=clock
         )
-        self._lineage = 0
+        self._due = DueSweep(
+            spec,
+            record,
+            self._portions,
+            open_cache=open_cache,
+            nbd_socket=places.nbd_socket,
+            digests_seconds=tuning.digests_seconds,
+            clock=clock,
+        )
+        self._rotation = Rotation(
+            record,
+            cutter,
+            self._portions,
+            item=spec.item_id,
+            every_seconds=tuning.rotate_seconds,
+            clock=clock,
+        )
         self._write_failed = threading.Event()
         self._settled_at: int | None = None
         self._next_look = self._next_resume = 0.0
@@ -107,8 +120,12 @@ class Stream:
         self.offered: SharedAttempt | None = None
         """The attempt at a shared point to take part in next; set from any thread."""
         self._passed_on = 0
-        self._last_rotation = float("-inf")
         self._resume_pause = RESUME_SECONDS_MIN
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """The sweep under way."""
+        return self._due.sweep
 
     def step(self) -> float:
         """Do what is due; return how long nothing will be. Raises: LeewardError: fall back, wait,
@@ -229,20 +246,20 @@ class Stream:
                 baseline = Baseline.FULL
             self._log.info("replication_established", baseline=baseline.value, added=added)
             if baseline is not Baseline.KEEP:
-                self._write_down_sweep(baseline, added)
+                self._due.write_down(baseline, added)
                 capture.forget_sweep_bitmap()
             if not capture.ledger.live or baseline is Baseline.FULL:
                 capture.start_over()
             elif is_met_first:  # disks put back to the time before this QEMU will lack it
                 capture.rotate()
             capture.take_in(added)
-            self._note_generation(capture)
+            self._rotation.note(capture)
             taps.ensure()
             self._note_tap(taps, capture.sizes)
             capture.attach(taps.tap.socket)
             if baseline is Baseline.CHANGED:
                 capture.merge()
-            self._open_sweep(capture)
+            self._due.open(capture)
         except LeewardError:
             capture.close()
             raise
@@ -262,57 +279,6 @@ class Stream:
         )
         record = self._record.value if self._record.is_known else None
         return plan_baseline(record, self._spec.epoch, found)
-
-    def _write_down_sweep(self, baseline: Baseline, added: Sequence[str] = ()) -> None:
-        """Write down that a sweep is due, from the start, and of which disks nothing is known."""
-        self._lineage += 1
-        self._portions.drop_reads()
-        self._close_sweep()
-        record = after_adding(self._record.value, added)
-        self._record.save(after_beginning(record, baseline))
-
-    def _open_sweep(self, capture: Capture) -> None:
-        """Have the sweep that the record asks for stand where the cuts in the cache end."""
-        self._close_sweep()
-        kind = self._record.value.sweep
-        if kind is not SweepKind.NONE:
-            is_changed = kind is SweepKind.CHANGED or self._is_scoped(capture)
-            sweep = capture.sweep(
-                self._places.nbd_socket,
-                changed_only=is_changed,
-                whole=self._record.value.unswept,
-                digests=None if is_changed else self._ask_digests(capture.sizes),
-            )
-            sweep.open(self._recorded_offsets())
-            self.sweep = sweep
-
-    def _is_scoped(self, capture: Capture) -> bool:
-        """Say whether a full sweep need read no more than what was written since the VM was booted
-        from the point that the target has been seeded with."""
-        is_scoped = self._spec.is_based and capture.merge_since_boot()
-        if is_scoped:
-            self._log.info("sweep_scoped")
-        return is_scoped
-
-    def _ask_digests(self, sizes: Mapping[str, int]) -> DigestFeed | None:
-        """Have the target asked, by the next cut, what it holds of what is to be swept; None when
-        it is known to hold nothing."""
-        if not self._record.value.compares:
-            return None
-        feed = DigestFeed(
-            self._open_cache,
-            self._spec.item_id,
-            self._spec.epoch,
-            [CutDisk(disk, sizes[disk]) for disk in self._spec.disks],
-            self._recorded_offsets(),
-            patience_seconds=self._tuning.digests_seconds,
-            clock=self._clock,
-        )
-        self._portions.ask(feed.requests)
-        return feed
-
-    def _recorded_offsets(self) -> list[int]:
-        return [self._record.value.sweep_offsets.get(disk, 0) for disk in self._spec.disks]
 
     def _taps_for(self, sizes: dict[str, int]) -> Taps:
         """Return the taps of disks of these sizes; at first, or after a resize, new ones."""
@@ -338,10 +304,7 @@ class Stream:
         self._log.warning("tap_replaced", instance=taps.tap.instance)
         self._settled_at = None
         self._portions.drop_reads()
-        if self.sweep is not None:
-            self.sweep.rewind(self._recorded_offsets())
-            if self.sweep.digests is not None:  # they cannot be rewound
-                self.sweep.compare_with(self._ask_digests(self._record.value.disk_sizes))
+        self._due.rewind()
         self._note_tap(taps, self._record.value.disk_sizes)
 
     def _note_tap(self, taps: Taps, sizes: dict[str, int]) -> None:
@@ -354,16 +317,10 @@ class Stream:
     def _drop_capture(self) -> None:
         self._settled_at = None
         self._portions.drop_reads()
-        self._close_sweep()
+        self._due.close()
         if self._capture is not None:
             self._capture.close()
             self._capture = None
-
-    def _close_sweep(self) -> None:
-        if self.sweep is not None:
-            self.sweep.close()
-            self.sweep = None
-        self._portions.ask(())
 
     # ------------------------------------------------------------------ staying whole
 
@@ -386,14 +343,14 @@ class Stream:
             self._settled_at = None
             self._resume(capture, look)
             return
-        if not look.is_clean or not self._is_swept:
+        if not look.is_clean or not self._due.is_read:
             self._settled_at = None
         elif not self._is_settled:
             if capture.settle().is_clean:
                 self._settled_at = self._guarded().tap.journal.position()
                 if self.sweep is not None:
                     self._portions.hurry()  # its last cut came too early to be a point
-            self._note_generation(capture)
+            self._rotation.note(capture)
         if self._is_settled:
             self._clean_ns = looked_ns
         self._enter(ReplicationState.STREAMING if self._is_settled else ReplicationState.RESYNCING)
@@ -423,41 +380,18 @@ class Stream:
         """True while every mirror is clean with nothing in flight, as far as is known."""
         return self._settled_at is not None
 
-    @property
-    def _is_swept(self) -> bool:
-        """True when no sweep is due or all of it has been read."""
-        if self._record.value.sweep is SweepKind.NONE:
-            return True
-        return self.sweep is not None and self.sweep.is_finished
-
     def _sweep_on(self) -> None:
         """Read on, as far as the next cut has room for."""
-        sweep = self.sweep
         if self._write_failed.is_set():
             self._sweep_again("a guest write failed")
             self._write_failed.clear()  # a later one is in the bitmaps before they are merged
             raise Unavailable("a guest write failed")
-        if sweep is None and self._record.value.sweep is not SweepKind.NONE:
+        if self._due.is_lost:
             self._drop_capture()  # it could not be opened: begin with it anew
             raise Unavailable("the sweep is not open")
-        if sweep is None or sweep.is_finished or self.state is ReplicationState.TRACKING:
+        if self.state is ReplicationState.TRACKING:
             return
-        room = self._portions.sweep_room
-        if room == 0:
-            return
-        try:
-            reads = sweep.read(
-                self._guarded().tap.journal.position,
-                bytes_max=room,
-                is_due=lambda: self._portions.seconds_left <= 0,
-            )
-        except LeewardError:
-            self._portions.drop_reads()
-            self._close_sweep()
-            raise
-        self._portions.add_reads(reads)
-        if sweep.is_finished:
-            self._portions.hurry()
+        if self._due.read_on(self._guarded().tap.journal.position):
             self._next_look = 0.0
 
     def _sweep_again(self, reason: str, *, at_least: Baseline = Baseline.CHANGED) -> None:
@@ -466,7 +400,7 @@ class Stream:
         is_full = self._record.value.sweep is SweepKind.FULL
         baseline = Baseline.FULL if is_full else at_least
         self._log.warning("sweep_begun", reason=reason, baseline=baseline.value)
-        self._write_down_sweep(baseline)
+        self._due.write_down(baseline)
         self._drop_capture()
 
     def _replace_lost_cuts(self, applied: int) -> None:
@@ -475,43 +409,25 @@ class Stream:
         is_known = suffices(self._record.value, applied)
         at_least = Baseline.CHANGED if is_known else Baseline.FULL
         self._sweep_again("cuts were lost", at_least=at_least)
-        self._cutter.restart(self._lineage)
+        self._cutter.restart(self._due.lineage)
 
     def _tend_generations(self) -> None:
         """Add a generation now and then, and retire those the target has made needless."""
-        capture, now = self._captured(), self._clock.monotonic()
+        capture = self._captured()
         self._cutter.awaits_application = capture.ledger.awaits_application
-        if not self._is_settled or self._freezes.is_under_way:  # a mark may have been set already
-            return
-        applied = self._cutter.applied_sequence
-        if capture.ledger.retirable(applied):
-            self._record.save(after_retiring(self._record.value, applied))
-            self._log.info("generations_retired", numbers=capture.retire(applied))
-        is_due = now - self._last_rotation >= self._tuning.rotate_seconds
-        if is_due and self._portions.has_flowed and capture.ledger.may_grow:
-            capture.rotate()
-            self._note_generation(capture)
-            self._last_rotation, self._portions.has_flowed = now, False
-
-    def _note_generation(self, capture: Capture) -> None:
-        """Write down the newest generation: whoever meets these disks without it must not believe
-        the others."""
-        self._record.save(replace(self._record.value, newest_generation=capture.ledger.newest))
+        if self._is_settled and not self._freezes.is_under_way:  # no mark has been set already
+            self._rotation.tend(capture)
 
     # ------------------------------------------------------------------ cuts
 
     def _standing(self) -> Standing:
-        capture, sweep = self._capture, self.sweep
+        capture = self._capture
         return Standing(
-            is_whole=capture is not None and self._is_settled and self._is_swept,
+            is_whole=capture is not None and self._is_settled and self._due.is_read,
             confirm=self._is_still_whole,
-            lineage=self._lineage,
+            lineage=self._due.lineage,
             newest_generation=capture.ledger.newest if capture is not None else 0,
-            sweep_offsets=(
-                dict(zip(self._spec.disks, sweep.offsets, strict=True))
-                if sweep is not None
-                else None
-            ),
+            sweep_offsets=self._due.offsets,
             whole_from=self._settled_at or 0,
             is_freezing=self._freezes.is_under_way,
             frozen=self._freezes.verdict,
@@ -550,23 +466,19 @@ class Stream:
 
     def _take_damage(self, outcome: Outcome) -> None:
         """Have swept what a damaged journal held, before it is given up."""
-        if outcome.portion.lineage == self._lineage:
+        if outcome.portion.lineage == self._due.lineage:
             self._sweep_again("a journal was damaged")
         outcome.portion.give_back()
 
     def _take_outcome(self, outcome: Outcome) -> None:
-        portion, feed = outcome.portion, self.sweep.digests if self.sweep is not None else None
-        is_current = portion.lineage == self._lineage
+        portion = outcome.portion
+        is_current = portion.lineage == self._due.lineage
         record = after_outcome(self._record.value, outcome, is_current=is_current)
         self._record.save(record)
-        if self.sweep is not None and not record.compares:
-            self.sweep.compare_with(None)
-        elif feed is not None and portion.digests and portion.digests is feed.requests:
-            feed.begin(outcome.sequence)
+        self._due.take(outcome)
         if portion.is_last and self._taps is not None:
             self._taps.forget(portion.journal.instance)
-        if record.sweep is SweepKind.NONE and self.sweep is not None:
-            self._close_sweep()
+        if self._due.end():
             self._has_swept = True
             if self._capture is not None:
                 self._capture.forget_sweep_bitmap()

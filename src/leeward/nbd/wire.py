@@ -110,7 +110,6 @@ REQUEST = struct.Struct(">IHHQQI")
 SIMPLE_REPLY = struct.Struct(">IIQ")
 CHUNK = struct.Struct(">IHHQI")
 """Structured reply chunk: magic, flags, type, cookie, length."""
-REPLY_REST = struct.Struct(">QI")
 U32 = struct.Struct(">I")
 U64 = struct.Struct(">Q")
 HOLE = struct.Struct(">QI")
