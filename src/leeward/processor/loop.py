@@ -268,7 +268,8 @@ class ItemLoop:
             self._on_change()
         self._note_problem("")
         if not result.idle:
-            self._busy_at = now
+            if result.bytes:
+                self._busy_at = now  # a cut without content is made because nobody writes
             self._wait_seconds = 0.0
         elif now - self._busy_at < IDLE_AFTER_SECONDS:
             self._wait_seconds = min(

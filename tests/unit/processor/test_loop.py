@@ -268,6 +268,10 @@ def test_polling_is_quick_while_cuts_arrive_and_slow_when_idle(world: World) -> 
     assert waits(loop, 5) == [0.05, 0.1, 0.2, 0.25, 0.25]
     clock.now = loop_module.IDLE_AFTER_SECONDS + 1
     assert waits(loop, 2) == [1.0, 1.0]
+    script.next = StepResult(1, 0, (point,), idle=False)
+    assert waits(loop, 1) == [0.0]
+    script.next = StepResult()
+    assert waits(loop, 2) == [1.0, 1.0], "a cut of an idle VM makes nobody look more often"
     script.next = Unavailable("gone")
     assert waits(loop, 7) == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
     assert loop.status().problem == "gone"
