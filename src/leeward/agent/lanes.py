@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from leeward.observability.log import get_logger
 
@@ -116,3 +116,12 @@ class Lanes:
             else:
                 del self._lanes[key]
             self._turn.notify_all()
+
+
+def run_all(tasks: Iterable[Task]) -> None:
+    """Return when all tasks have ended, run side by side: each may wait for something else."""
+    threads = [threading.Thread(target=task, name="one-of-all", daemon=True) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

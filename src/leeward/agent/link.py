@@ -182,7 +182,13 @@ class NodeLink:
     def _tell_one(self, result: CommandResult) -> None:
         try:
             self._service.post_result(result)
-        except (NotFound, InvalidRequest) as error:
+        except InvalidRequest as error:
+            log.warning("result_not_taken", command=result.command_id, error=str(error))
+            if result.ok:  # too large, say; without any answer whoever asked would wait for ever
+                self._answers.record(_refusal(result.command_id, error.code, error.message, ""))
+                self._results_due.set()
+                return
+        except NotFound as error:
             # The service no longer knows the command; repeating the answer would never end.
             log.warning("result_not_wanted", command=result.command_id, error=str(error))
         self._answers.told(result.command_id)
@@ -258,10 +264,10 @@ class NodeLink:
             bound.info("command_done")
         except LeewardError as error:
             bound.warning("command_refused", code=error.code, error=str(error))
-            result = _refusal(command, error.code, error.message, error.hint or "")
+            result = _refusal(command.id, error.code, error.message, error.hint or "")
         except Exception as error:
             bound.exception("command_failed")
-            result = _refusal(command, LeewardError.code, f"{type(error).__name__}: {error}", "")
+            result = _refusal(command.id, LeewardError.code, f"{type(error).__name__}: {error}", "")
         try:
             self._answers.record(result)
         except LeewardError as error:
@@ -300,7 +306,7 @@ class NodeLink:
                 pause = self._options.pause_seconds
 
 
-def _refusal(command: Command, code: str, error: str, hint: str) -> CommandResult:
+def _refusal(command_id: str, code: str, error: str, hint: str) -> CommandResult:
     return CommandResult(
-        command_id=command.id, ok=False, error_code=code, error=error, error_hint=hint
+        command_id=command_id, ok=False, error_code=code, error=error, error_hint=hint
     )

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from leeward.agent.lanes import run_all
 from leeward.agent.records import Records
 from leeward.core.errors import Conflict, HypervisorRefused, LeewardError, NotFound, Unavailable
 from leeward.fabric.driver import FabricDriver
@@ -240,8 +242,7 @@ class Recoveries:
     def shut_down(self) -> None:
         """Nothing is driven from this process any more; VMs and exports go on running."""
         self._ending.set()
-        for vm_id in list(self._hydrators):
-            self._stop_hydrator(vm_id)
+        run_all(partial(self._stop_hydrator, vm_id) for vm_id in list(self._hydrators))
 
     def _boot_over_export(self, spec: BootSpec) -> tuple[ExportPort, VmStatus]:
         """Return the export and the VM that runs over it.

@@ -11,9 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from leeward.agent.lanes import run_all
 from leeward.agent.records import Records
 from leeward.core.errors import (
     Conflict,
@@ -313,8 +315,7 @@ class Replications:
     def shut_down(self) -> None:
         """Nothing is driven from this process any more; taps and bitmaps stay for the next one."""
         self._is_shut_down = True
-        for item_id in list(self._running):
-            self._halt(item_id, detach=False)
+        run_all(partial(self._halt, item_id, detach=False) for item_id in list(self._running))
 
     def _run(self, item_id: str, spec: ReplicationSpec) -> None:
         replicator = self._make_replicator(spec, lambda: self._changed())

@@ -14,7 +14,7 @@ from leeward.agent.answers import AnswerJournal
 from leeward.agent.lanes import Lanes
 from leeward.agent.link import LinkOptions, Meet, NodeLink
 from leeward.agent.meetings import attempt_of
-from leeward.core.errors import Conflict, NotFound, Unavailable
+from leeward.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from leeward.model.recovery import SharedMark
 from leeward.protocol.messages import (
     Announced,
@@ -50,6 +50,7 @@ class FakeService:
         self.words: list[MeetingWord] = []
         self.go: dict[MeetingPhase, bool] = {}
         self.forgotten: set[str] = set()
+        self.too_large: set[str] = set()
         self.heard = threading.Condition()
 
     def commands(self, *, wait_seconds: float) -> list[Command | CommandResult]:
@@ -64,6 +65,8 @@ class FakeService:
         with self.heard:
             if result.command_id in self.forgotten:
                 raise NotFound("no such command")
+            if result.command_id in self.too_large and result.ok:
+                raise InvalidRequest("the body is larger than 16777216 bytes")
             if self.lose_results:
                 self.lose_results -= 1
                 raise Unavailable("the reply was lost")
@@ -291,6 +294,18 @@ def test_answer_nobody_wants_is_given_up(linked: Linked) -> None:
         del service.open["old"]
     service.deliver(command("new"))
     service.wait(lambda: [r.command_id for r in service.results] == ["new"])
+
+
+def test_a_result_that_the_service_cannot_take_becomes_a_refusal(linked: Linked) -> None:
+    """It would be asked for, and told, four times a second for ever."""
+    service, node, start = linked
+    service.too_large = {"c1"}
+    start()
+    service.deliver(command("c1"))
+    service.wait(lambda: bool(service.results))
+    assert (service.results[0].ok, service.results[0].error_code) == (False, "invalid_request")
+    assert "larger than" in service.results[0].error
+    assert node.carried_out == ["c1"]
 
 
 CALL = MeetingCall(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,18 @@ def test_shut_down_leaves_the_tap_for_the_next_agent(host: Host) -> None:
     agent.start(replication_spec())
     agent.shut_down()
     assert host.calls[-1] == "leave item-1"
+
+
+def test_replicators_that_wait_for_a_store_are_left_side_by_side(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = host.agent()
+    all_leave = threading.Barrier(3)
+    for number in range(3):
+        agent.start(replace(replication_spec(), item_id=f"item-{number}"))
+        monkeypatch.setattr(host.made[-1], "stop", lambda *, detach: all_leave.wait(60))
+    agent.shut_down()
+    assert not all_leave.broken
 
 
 def test_stopped_item_is_detached_and_forgotten(host: Host) -> None:
