@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from demo.command import BOLD, GREEN, RED, RESET, say
 
@@ -76,3 +77,11 @@ def print_result(name: str, result: Result) -> None:
 def seconds_since(began: float) -> float:
     """Return how long ago that moment of the monotonic clock was."""
     return time.monotonic() - began
+
+
+def command_of(pid: int) -> str:
+    """Return the process's command line, words apart by blanks; "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""

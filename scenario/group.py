@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 from demo.poller import ask
 
 from leeward.cli.vaults import DEFAULT_VAULT
-from leeward.fabric.namespaces import inside
-from leeward.fabric.networks import namespace_of
 from leeward.model.drills import ReadinessState
 from leeward.model.groups import SharedPoint
-from leeward.model.recovery import ItemState, Job, JobState
+from leeward.model.recovery import Job, JobState
 from scenario.common import Findings, Result
-from scenario.plan import PEER, check_machines, create_peer
+from scenario.pair import (
+    NAMES,
+    check_machines,
+    check_nothing_left,
+    check_together,
+    create_peer,
+)
 from scenario.rig import GUEST_PORT, Part, Rig, create_vm
 from scenario.stage import play
 
-NAMES = ("db-1", "web-1")
 GROUPS = [word for name in NAMES for word in ("--group", f"{name[:-2]}={name}")]
 PROBE = f'http:{GUEST_PORT}/check,text="ok": true,timeout=2m'
 DRILL = "recovery-plan.drill"
@@ -66,25 +68,12 @@ def _story(rig: Rig, findings: Findings) -> None:
 def _tested(rig: Rig, findings: Findings) -> None:
     """Both test VMs are from one moment and see each other; nothing is left of them."""
     rig.run("consistency-group", "test-failover", "shop", seconds=300)
+    check_together(rig, findings)
     found = {name: rig.item(name).rehearsal for name in NAMES}
-    tests = {name: test for name, test in found.items() if test is not None}
-    findings.check("both have a test VM", tests.keys() == set(NAMES), f"{found}")
-    _check_one_moment(rig, findings, {name: test.recovery_point for name, test in tests.items()})
-    places = {test.networks["corp-asr"] for test in tests.values()}
-    findings.check("in one network", len(places) == 1, f"{places}")
-    namespace = namespace_of(places.pop())
-    address = next(nic.address for nic in rig.machine("east").nics)
-
-    def look() -> dict[str, Any] | None:
-        path, at = f"/call?to={PEER}:{GUEST_PORT}", f"{address}:{GUEST_PORT}"
-        said = inside(namespace, lambda: ask(at, path, timeout_seconds=30))
-        return said if said and said["connected"] else None
-
-    seen = rig.wait("web-1's copy to reach db-1's", look, seconds=180)
-    findings.check("they see each other", bool(seen["echoed"]), f"{seen}")
-    check_machines(rig, findings, {"east": 2, "west": 2})
+    chosen = {name: test.recovery_point for name, test in found.items() if test is not None}
+    _check_one_moment(rig, findings, chosen)
     rig.run("consistency-group", "test-failover-cleanup", "shop")
-    _check_nothing_left(rig, findings)
+    check_nothing_left(rig, findings)
 
 
 def _drilled(rig: Rig, findings: Findings) -> None:
@@ -117,7 +106,7 @@ def _drilled(rig: Rig, findings: Findings) -> None:
     findings.check("both are proven", ready == {ReadinessState.PROVEN}, f"{ready}")
     _check_one_moment(rig, findings, {n: rig.item(n).readiness.recovery_point for n in NAMES})
     _wait_rest(rig)
-    _check_nothing_left(rig, findings)
+    check_nothing_left(rig, findings)
 
 
 def _red(rig: Rig, findings: Findings) -> None:
@@ -135,7 +124,7 @@ def _red(rig: Rig, findings: Findings) -> None:
     findings.check("it is red and says where", is_named, ended.said)
     (shown,) = json.loads(rig.run("recovery-plan", "drill", "list", "-o", "json"))
     findings.check("the list says so", shown["readiness"]["state"] == "failed", f"{shown}")
-    _check_nothing_left(rig, findings)
+    check_nothing_left(rig, findings)
 
 
 def _planned(rig: Rig, findings: Findings) -> None:
@@ -166,15 +155,6 @@ def _wait_rest(rig: Rig) -> None:
         lambda: not any(j.verb == DRILL and not j.ended_ns for j in rig.client.jobs()) or None,
         seconds=300,
     )
-
-
-def _check_nothing_left(rig: Rig, findings: Findings) -> None:
-    check_machines(rig, findings, {"east": 2, "west": 0})
-    west = rig.data / "regions" / "west"
-    left = [str(path) for path in (*west.rglob("*-test-*"), *west.glob("hosts/*/networks/t*"))]
-    findings.check("nothing of the test is left", not left, ", ".join(left))
-    states = {rig.item(name).state for name in NAMES}
-    findings.check("both are protected", states == {ItemState.PROTECTED}, f"{states}")
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────

@@ -14,20 +14,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from demo.fire import processes_of
-from demo.poller import ask
-
 from leeward.cli.vaults import DEFAULT_VAULT
-from leeward.fabric.namespaces import inside
-from leeward.fabric.networks import namespace_of
 from leeward.model.recovery import ItemState, JobState
-from scenario.common import Findings, Result
-from scenario.rig import GUEST_PORT, PLACE, Part, Rig, create_vm, guest_images
+from scenario.common import Findings, Result, command_of
+from scenario.pair import check_machines, check_nothing_left, check_together, create_peer
+from scenario.rig import GUEST_PORT, Part, Rig, create_vm
 from scenario.stage import play
 
 HANG_SECONDS = 2
 _NEVER = "sleep 3600"
-PEER = "10.10.1.9"
 Plan = dict[str, Any]
 
 
@@ -57,17 +52,6 @@ def _story(rig: Rig, findings: Findings) -> None:
         back(rig, findings)
 
 
-def create_peer(rig: Rig) -> None:
-    """VM db-1 runs in east beside web-1, with a guest of its own."""
-    with guest_images(rig) as guest:
-        rig.run(
-            *("vm", "create", "db-1", *PLACE, "--memory", "192M"),
-            *("--disk", f"system=websystem,image={guest / 'system.raw'}"),
-            *("--disk", f"data=webdata,image={guest / 'data.raw'}"),
-            *("--nic", f"front=corp/front,address={PEER}"),
-        )
-
-
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -78,29 +62,11 @@ def tested(rig: Rig, findings: Findings) -> None:
     groups = [_group("db", "db-1", post=[{**port, "timeout_seconds": 180}])]
     put(rig, "create", {"groups": [*groups, _group("web", "web-1", post=[tell])]})
     rig.run("recovery-plan", "test", "site", seconds=300)
-    found = [rig.item(name).rehearsal for name in ("web-1", "db-1")]
-    places = {each.networks["corp-asr"] for each in found if each is not None}
-    findings.check("both are in one network", len(places) == 1 and None not in found)
-    namespace = namespace_of(places.pop())
-    address = next(nic.address for nic in rig.machine("east").nics)
-
-    def look() -> dict[str, Any] | None:
-        path, at = f"/call?to={PEER}:{GUEST_PORT}", f"{address}:{GUEST_PORT}"
-        said = inside(namespace, lambda: ask(at, path, timeout_seconds=30))
-        return said if said and said["connected"] else None
-
-    seen = rig.wait("web-1's copy to reach db-1's", look, seconds=180)
-    findings.check("they see each other", bool(seen["echoed"]), f"{seen}")
+    check_together(rig, findings)
     told = json.loads((scripts(rig, "west") / "told").read_text())
     findings.check("the script knows that it is a test", told["is_test"] is True)
-    check_machines(rig, findings, {"east": 2, "west": 2})
     rig.run("recovery-plan", "test-cleanup", "site")
-    check_machines(rig, findings, {"east": 2, "west": 0})
-    west = rig.data / "regions" / "west"
-    left = [str(path) for path in (*west.rglob("*-test-*"), *west.glob("hosts/*/networks/t*"))]
-    findings.check("nothing of the test is left", not left, ", ".join(left))
-    states = {rig.item(name).state for name in ("web-1", "db-1")}
-    findings.check("both are protected", states == {ItemState.PROTECTED}, f"{states}")
+    check_nothing_left(rig, findings)
     rig.run("recovery-plan", "delete", "site")
 
 
@@ -269,19 +235,7 @@ def listening() -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
-# ── checks ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def check_machines(rig: Rig, findings: Findings, wanted: dict[str, int]) -> None:
-    """So many QEMUs with a guest run in each region."""
-    running = {region: _count(rig, region) for region in wanted}
-    findings.check("every VM runs once, where it should", running == wanted, f"{running}")
-
-
-def _count(rig: Rig, region: str) -> int:
-    return sum(
-        _command(pid).startswith("qemu-system-x86_64 ") for pid in processes_of(rig.data, region)
-    )
+# ── looking ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _running(rig: Rig, command: str) -> list[int]:
@@ -290,17 +244,10 @@ def _running(rig: Rig, command: str) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if str((entry / "cwd").resolve()).startswith(place) and command in _command(
+            if str((entry / "cwd").resolve()).startswith(place) and command in command_of(
                 int(entry.name)
             ):
                 found.append(int(entry.name))
         except OSError:
             continue
     return found
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""

@@ -189,7 +189,18 @@ def failover(
         if planned
         else session.client.failover(found, recovery_point)
     )
-    session.finish(job, lambda: _where_it_runs(session, found), no_wait=no_wait)
+
+    def done() -> str:
+        where = _where_it_runs(session, found)
+        result = session.client.job(job.id).result if planned and job is not None else {}
+        if result.get("guest_powered_off", True):
+            return where
+        return (
+            f"the guest had not powered off after {power_off:g} s and was paused: its disks are "
+            f"complete, its file systems as after a power cut\n{where}"
+        )
+
+    session.finish(job, done, no_wait=no_wait)
 
 
 def change_recovery_point(

@@ -348,6 +348,16 @@ def test_protecting_several_says_where_each_is_protected_and_what_failed(
     assert "east/db-1: no room" in printed.err
 
 
+def test_planned_failover_says_when_the_guest_did_not_power_off(api: Api, capsys: Capture) -> None:
+    api.changes = lambda request: httpx.Response(202, json=job("running"))
+    for powered_off in (True, False):
+        api.pages["jobs/job-1"] = job("succeeded", result={"guest_powered_off": powered_off})
+        assert run(["failover", "web-1", "--planned", "--power-off-seconds", "5"]) == 0
+        printed = capsys.readouterr().out
+        assert ("the guest had not powered off after 5 s" in printed) is not powered_off
+        assert "web-1 runs in west" in printed
+
+
 def test_json_of_a_job_is_nothing_but_json(api: Api, capsys: Capture) -> None:
     api.changes = lambda request: httpx.Response(202, json=job("running"))
     api.pages["jobs/job-1"] = job("succeeded", steps=[{"name": "boot", "state": "succeeded"}])
