@@ -60,7 +60,8 @@ def usage(session: Session, target: TargetArgument, vault: VaultOption = None) -
 
     STORED is what lies in the target's stores: data and maps. CATALOG, the list of cuts and
     recovery points, comes on top; its old records are deleted as new ones come. LIVE and DEAD count
-    data before compression, in stretches between recovery points that hold more than one cut.
+    data before compression, in stretches between recovery points that hold more than one cut; "-"
+    while there is none.
     FREEABLE is what a compaction would free of DEAD; GARBAGE is deleted once nobody can be reading
     it.
 
@@ -160,6 +161,10 @@ _SPACE = {
 }
 
 
+_COUNTED = ("LIVE", "DEAD", "FREEABLE")
+"""Counted by reading tables, and only where something may be dead."""
+
+
 def _print_space(items: list[ItemView], jobs: list[Job]) -> None:
     """Print a line for each item and, if there are several, one for all of them."""
     rows = [
@@ -172,10 +177,19 @@ def _print_space(items: list[ItemView], jobs: list[Job]) -> None:
         )
     output.print_table(
         ["ITEM", *(f"{name}#" for name in _SPACE)],
-        [[name, *map(format_bytes, row)] for name, row in rows],
+        [[name, *_amounts(row)] for name, row in rows],
     )
     if any(job.result.get("pins") for job in jobs):
         output.say("readers hold some of the garbage: exports, test failovers, VMs not yet local")
+
+
+def _amounts(row: list[int]) -> list[str]:
+    """Return the row for people; what has not been counted at all yet is no amount."""
+    found = dict(zip(_SPACE, row, strict=True))
+    is_counted = any(found[name] for name in _COUNTED)
+    return [
+        "" if name in _COUNTED and not is_counted else format_bytes(found[name]) for name in found
+    ]
 
 
 def _bytes(job: Job, key: str) -> int:

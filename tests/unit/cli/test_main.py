@@ -348,6 +348,21 @@ def test_protecting_several_says_where_each_is_protected_and_what_failed(
     assert "east/db-1: no room" in printed.err
 
 
+def test_storage_usage_shows_no_amount_of_what_it_has_not_counted(
+    api: Api, capsys: Capture
+) -> None:
+    api.changes = lambda request: httpx.Response(202, json=job("running"))
+    space = {"stored_bytes": 1 << 20, "live_bytes": 0, "dead_bytes": 0, "reclaimable_bytes": 0}
+    api.pages["jobs/job-1"] = job("succeeded", result=space)
+    assert run(["storage", "usage", "web-1"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(r"web-1 +1.0 MiB +0 B +- +- +- +0 B", row), row
+    api.pages["jobs/job-1"] = job("succeeded", result=space | {"live_bytes": 2 << 20})
+    assert run(["storage", "usage", "web-1"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(r"web-1 +1.0 MiB +0 B +2.0 MiB +0 B +0 B +0 B", row), row
+
+
 def test_planned_failover_says_when_the_guest_did_not_power_off(api: Api, capsys: Capture) -> None:
     api.changes = lambda request: httpx.Response(202, json=job("running"))
     for powered_off in (True, False):
