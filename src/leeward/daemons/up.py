@@ -386,7 +386,13 @@ def detach(argv: Sequence[str], options: UpOptions) -> UpReport:
         if time.monotonic() > deadline:
             raise Unavailable("`leeward up` is not ready yet", hint=f"its log is {log_file}")
         time.sleep(0.1)
-    return from_json(ready.read_bytes(), UpReport)
+    try:
+        return from_json(ready.read_bytes(), UpReport)
+    except InvalidRequest as error:
+        raise Conflict(
+            "what runs was started by another version of Leeward",
+            hint="`leeward down`, then this again",
+        ) from error
 
 
 def _state_of(known: UpState | None, options: UpOptions) -> UpState:
