@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from leeward.core.errors import Conflict, InvalidRequest, LeewardError, Unavailable
-from leeward.model.resources import PowerState, VirtualMachine
+from leeward.model.resources import MEMORY_MIB_MIN, VCPUS_MAX, PowerState, VirtualMachine
 from leeward.protection.inventory import Inventory
 from leeward.protection.options import ProtectOptions
 
@@ -245,6 +245,13 @@ ASPECTS: tuple[Aspect, ...] = (
         part="Virtual machine",
         title="Display",
         supported="None, or VGA (`leeward vm create --display vga`): drills take a picture of it.",
+    ),
+    Aspect(
+        part="Virtual machine",
+        title="Size after failover",
+        supported=f"As the source's, or --memory (at least {MEMORY_MIB_MIN} MiB) and --vcpus (at "
+        f"most {VCPUS_MAX}).",
+        refused="More memory than any host of the target region has at all, once the plan is made.",
     ),
     Aspect(
         part="Virtual machine",
