@@ -10,16 +10,21 @@ from leeward.cli.vaults import DEFAULT_VAULT
 from leeward.model.recovery import AES_256_GCM, Job, Policy
 from leeward.model.resources import (
     Disk,
+    StorageAccount,
 )
 from scenario.rig import GUEST_PORT, Rig, guest_images
-from scenario.rounds.act import ACCOUNT, AGENT_EAST, SERVICE, WEB, WORKER_WEST, Act, Round
+from scenario.rounds.act import ACCOUNT, AGENT_EAST, GROUP, SERVICE, WEB, WORKER_WEST, Act, Round
 from scenario.rounds.machines import DISK_ACTS, REMOVE_DISK
 from scenario.rounds.place import create, do, gone, machine, newest_job, place, protect
 
+SPARE = "spare"
+
 
 def _begin_item(rig: Rig) -> None:
-    """web-1 is protected, encrypted with the first of the vault's two keys."""
+    """web-1 is protected, encrypted with the first of the vault's two keys; its cache may move."""
     place(rig)
+    spare = StorageAccount(region="east", name=SPARE, resource_group=GROUP)
+    do(rig, "a spare storage account", lambda _: rig.client.put(spare))
     keys = sorted(key.key_id for key in rig.client.vault_keys(DEFAULT_VAULT))
     do(rig, "the vault has a key", lambda _: rig.client.use_vault_key(DEFAULT_VAULT, keys[0]))
     rig.client.put_policy(DEFAULT_VAULT, Policy(name="secret", encryption=AES_256_GCM))
@@ -30,6 +35,13 @@ def _begin_item(rig: Rig) -> None:
 def _end_item(rig: Rig) -> None:
     gone(rig)
     rig.client.delete_policy(DEFAULT_VAULT, "secret")
+
+
+def _other_cache(rig: Rig) -> Job | None:
+    """The two accounts take turns."""
+    item = rig.item()
+    other = ACCOUNT if item.cache_account == SPARE else SPARE
+    return rig.client.update_item(item, {"cache_account": other})
 
 
 def _other_key(rig: Rig) -> Job | None:
@@ -52,6 +64,7 @@ ITEM = Round(
     end=_end_item,
     acts=(
         Act(verb="item.update", ask=lambda rig: rig.client.update_item(rig.item(), {"vcpus": 2})),
+        Act(verb="item.change-cache", ask=_other_cache),
         Act(verb="policy.apply", ask=_other_policy),
         Act(verb="vault.use-key", ask=_other_key),
         Act(

@@ -37,6 +37,8 @@ from leeward.protocol.replicas import ErasureSpec, StoredItems
 log = get_logger()
 
 POINTS_PER_POST = 2000
+HAND_OVER_SECONDS = 60.0
+"""How long what waits in a cache may take that is being left."""
 
 
 class LoopPort(Protocol):
@@ -50,6 +52,7 @@ class LoopPort(Protocol):
     def reclaim(self, *, dry_run: bool) -> SpaceReport: ...
     def status(self) -> ProcessingStatus: ...
     def announce(self, epoch: int, sequence: int) -> None: ...
+    def hand_over(self, cache_url: str, seconds: float) -> None: ...
     @property
     def is_alive(self) -> bool: ...
 
@@ -60,6 +63,7 @@ class StoresPort(Protocol):
     def find_items(self, urls: Sequence[str]) -> FoundItems: ...
     def find_stored_items(self, urls: Sequence[str]) -> StoredItems: ...
     def erase_stored_item(self, wanted: ErasureSpec) -> None: ...
+    def erase_cache(self, item_id: str, url: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,12 @@ class _Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Cache:
+    item_id: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Stores:
     urls: tuple[str, ...]
 
@@ -138,6 +148,8 @@ class ProcessingNode:
             Verb.PROCESSING_SCRUB: lambda a: self._scrub(from_plain(a, _Reading)),
             Verb.PROCESSING_COMPACT: lambda a: self._compact(from_plain(a, _Reading)),
             Verb.PROCESSING_SEAL: lambda a: self._seal(from_plain(a, _Seal)),
+            Verb.CACHE_CHANGE: lambda a: self._change_cache(from_plain(a, ProcessingSpec)),
+            Verb.CACHE_ERASE: lambda a: self._erase_cache(stores, from_plain(a, _Cache)),
             Verb.STORES_READ: lambda a: stores.find_items(from_plain(a, _Stores).urls),
             Verb.REPLICAS_READ: lambda a: stores.find_stored_items(from_plain(a, _Stores).urls),
             Verb.REPLICA_ERASE: lambda a: self._erase_replica(stores, from_plain(a, ErasureSpec)),
@@ -255,6 +267,26 @@ class ProcessingNode:
             if self._records.get(record.spec.item_id) is not None:
                 self._erase(record.spec, record.removed)
                 self._records.delete(record.spec.item_id)
+
+    def _change_cache(self, spec: ProcessingSpec) -> None:
+        """The item goes on under the spec, whose cache is another, and what the one before had is
+        applied. Idempotent. Raises: NotFound, Fenced, Unavailable, Conflict; it goes on as before
+        then."""
+        item = self._items.get(spec.item_id)
+        if item is None:
+            raise NotFound(f"this worker does not process {spec.item_id}")
+        if item.record.sealed_epoch or item.record.spec.epoch != spec.epoch:
+            raise Fenced(f"epoch {spec.epoch} of {spec.item_id} is over in this worker")
+        if item.record.spec.cache_url != spec.cache_url:
+            item.loop.hand_over(spec.cache_url, HAND_OVER_SECONDS)
+        self._start_item(spec)
+
+    def _erase_cache(self, stores: StoresPort, wanted: _Cache) -> None:
+        """The store has nothing of the item as a cache. Raises: Conflict for the cache it has."""
+        item = self._items.get(wanted.item_id)
+        if item is not None and item.record.spec.cache_url == wanted.url:
+            raise Conflict(f"{wanted.url} is the cache of {wanted.item_id}")
+        stores.erase_cache(wanted.item_id, wanted.url)
 
     def _erase_replica(self, stores: StoresPort, wanted: ErasureSpec) -> None:
         """The store has nothing of the item any more. Raises: Conflict for what is processed here,

@@ -208,10 +208,13 @@ class UpdateItemBody(Body):
         default={}, description="network interface → network, or network/subnet"
     )
     addresses: dict[str, str] = Field(default={}, description="network interface → address")
+    cache_account: str = Field(
+        default="", description="of the source's region; changed alone, in a job of its own"
+    )
 
     def changes(self) -> ItemChanges:
-        """Return what is to be changed."""
-        return ItemChanges(**self.model_dump())
+        """Return what is to be changed of the VM that a failover makes, and the policy."""
+        return ItemChanges(**self.model_dump(exclude={"cache_account"}))
 
 
 class FailoverBody(Body):

@@ -14,9 +14,11 @@ from leeward.api import bodies
 from leeward.api.access import KeyOf, ServiceOf
 from leeward.api.replies import NamePart, accepted, gone, page, reply
 from leeward.core.codec import to_plain
+from leeward.core.errors import InvalidRequest
 from leeward.model.drills import readiness
 from leeward.model.recovery import ItemState, Job, Policy, ReplicatedItem, Vault
 from leeward.model.resources import VirtualMachine
+from leeward.protection.update import ItemChanges
 from leeward.protocol.messages import HydrationStatus, ProcessingStatus, ReplicationStatus
 from leeward.vault.items import ItemRecord
 from leeward.vault.records import Records
@@ -170,8 +172,16 @@ def disable(
 def update_item(
     service: ServiceOf, key: KeyOf, vault: NamePart, item: NamePart, body: bodies.UpdateItemBody
 ) -> Response:
-    """What the VM becomes by a failover is as given from now on; its worker is being told."""
-    return accepted(service.updates.update(vault, item, body.changes(), key))
+    """What the VM becomes by a failover is as given from now on; its worker is being told. With
+    `cache_account` the item is going over to that one, and nothing else is changed."""
+    changes = body.changes()
+    if not body.cache_account:
+        return accepted(service.updates.update(vault, item, changes, key))
+    if changes != ItemChanges():
+        raise InvalidRequest(
+            "the cache account is changed alone", field="cache_account", hint="ask twice"
+        )
+    return accepted(service.caches.change(vault, item, body.cache_account, key))
 
 
 @router.get(_ITEMS + "/{item}/recovery-points")

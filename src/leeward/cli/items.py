@@ -71,7 +71,7 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
         ("availability set", item.target_availability_set),
         ("disks", ", ".join(_disks(item))),
         ("excluded disks", ", ".join(item.excluded_disks)),
-        ("cache account", item.cache_account),
+        ("cache account", _cache(item)),
         ("policy", item.policy),
         ("replication", _replication(item)),
         ("replication's problem", _source_problem(item)),
@@ -91,6 +91,11 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
         ("next", _next(item)),
     ]
     session.show(item, lambda: output.print_fields(fields))
+
+
+def _cache(item: ItemView) -> str:
+    following = item.next_cache_account
+    return f"{item.cache_account}, going over to {following}" if following else item.cache_account
 
 
 def _target(item: ItemView) -> str:
@@ -177,9 +182,16 @@ def update_item(
         list[str] | None,
         typer.Option("--address", metavar="NIC=IP", help="Address after failover."),
     ] = None,
+    cache_account: Annotated[
+        str,
+        typer.Option(
+            "--cache-account",
+            help="Storage account of the source's region to send through; alone, nothing is lost.",
+        ),
+    ] = "",
     vault: VaultOption = None,
 ) -> None:
-    """Change what a protected VM becomes when it fails over, and the policy it follows.
+    """Change what a protected VM becomes when it fails over, the policy it follows, or its cache.
 
     leeward item update web-1 --memory 512M --address front=10.10.1.20
     """
@@ -192,6 +204,7 @@ def update_item(
         "target_availability_set": availability_set,
         "target_networks": parse_pairs("--target-network", network or []),
         "addresses": parse_pairs("--address", address or []),
+        "cache_account": cache_account,
     }
     if not any(changes.values()):
         raise InvalidRequest(

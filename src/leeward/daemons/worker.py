@@ -18,6 +18,7 @@ from leeward.daemons.node import NodeHome, NodeOptions, check_options, run_node,
 from leeward.daemons.places import Places
 from leeward.daemons.signals import StopSignal
 from leeward.observability.log import configure_logging
+from leeward.processor.drain import erase_cache
 from leeward.processor.found_items import find_items
 from leeward.processor.item import ItemProcessor
 from leeward.processor.loop import ItemLoop
@@ -84,3 +85,6 @@ class _Stores:
 
     def erase_stored_item(self, wanted: ErasureSpec) -> None:
         erase_stored_item(wanted, open_keyed)
+
+    def erase_cache(self, item_id: str, url: str) -> None:
+        erase_cache(open_keyed(url), item_id)

@@ -137,6 +137,7 @@ class Cutter:
         self._may_restart = False
         self._target_asked = 0.0
         self._ending = threading.Event()
+        self._is_left = False
         self._log = get_logger()
         self.awaits_application = False
         """Set by the replicator: ask the cache now and then what the target has applied."""
@@ -215,10 +216,13 @@ class Cutter:
         self._may_restart = True
 
     def close(self) -> None:
-        """End the thread; portions not committed stay in their journals. Idempotent."""
+        """End the thread; portions not committed stay in their journals, also those that a store
+        which hangs takes later: who sends them again may use another. Idempotent."""
         self._ending.set()
         self._wake()
         self._thread.join(END_SECONDS)
+        with self._lock:
+            self._is_left = self._thread.is_alive()
 
     # The thread
 
@@ -283,7 +287,10 @@ class Cutter:
                 cut = begun.cut = begun.cut or self._build(portion)
                 sequence = self._upload(cut)
                 self._note(cut, sequence)
-                self._give_back(portion)
+                with self._lock:
+                    if self._is_left:
+                        return None
+                    self._give_back(portion)
                 return Outcome(portion=portion, consistency=cut.consistency, sequence=sequence)
             except ChainBroken as error:
                 self._note_broken(error)

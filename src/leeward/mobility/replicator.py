@@ -226,6 +226,8 @@ class Replicator:
             self._wake.clear()
 
     def _open_uploader(self) -> Uploader:
+        if self.spec.is_held:
+            raise Unavailable("the item is going over to another cache account")
         return Uploader(
             self._open_store(self.spec.cache_url),
             self.spec.item_id,

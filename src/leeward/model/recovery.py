@@ -300,6 +300,8 @@ class ReplicatedItem:
     target_availability_set: str = ""
     target_vm: str = ""
     cache_account: str = ""
+    next_cache_account: str = ""
+    """The one that it is just going over to; "" normally. Meanwhile its source sends nothing."""
     disks: tuple[DiskMapping, ...] = ()
     excluded_disks: tuple[str, ...] = ()
     former_disks: tuple[FormerDisk, ...] = ()

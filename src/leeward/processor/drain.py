@@ -19,6 +19,7 @@ from leeward.core.errors import (
     Unavailable,
 )
 from leeward.object_store.store import ObjectStore, create_same
+from leeward.replica.digests import digests_prefix
 from leeward.replica.envelope import read_small_object
 from leeward.replica.manifest import (
     AppliedMarker,
@@ -78,6 +79,22 @@ class ArrivedCut:
     @property
     def stored_bytes(self) -> int:
         return sum(ref.bytes for _, ref in self.segments)
+
+
+def erase_cache(store: ObjectStore, item_id: str) -> None:
+    """Have nothing in the store that an item has in its cache; its replica may lie there, too.
+
+    Idempotent. Manifests go before what they name.
+    """
+    for prefix in (
+        cuts_prefix(item_id),
+        cache_segments_prefix(item_id),
+        applied_prefix(item_id),
+        refused_prefix(item_id),
+        digests_prefix(item_id),
+    ):
+        for name in store.list(prefix):
+            store.delete(name)
 
 
 class Cache:

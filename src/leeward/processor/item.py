@@ -31,7 +31,7 @@ from leeward.processor.apply import Numbers
 from leeward.processor.arrivals import Arrivals
 from leeward.processor.digesting import Digesting
 from leeward.processor.disk_log import DiskCompaction, compacted_log
-from leeward.processor.drain import ArrivedCut, Cache, ChainHead
+from leeward.processor.drain import ArrivedCut, Cache, ChainHead, erase_cache
 from leeward.processor.fetching import FetchedCut, Fetching
 from leeward.processor.garbage import Garbage, Stand
 from leeward.processor.held_points import plan_around_held
@@ -79,6 +79,7 @@ class ItemProcessor:
         self._clock = clock
         self._owner = owner
         self._is_resumed = is_resumed
+        self._open_store = open_store
         cache_store = open_store(spec.cache_url)
         self._cache = Cache(cache_store, spec.item_id, spec.epoch)
         self._digesting = Digesting(cache_store, spec.item_id)
@@ -307,6 +308,28 @@ class ItemProcessor:
         return garbage
 
     # -------------------------------------------------------------------------- the end
+
+    def hand_over(self, cache_url: str, seconds: float) -> None:
+        """Apply all that the cache still has, and have that other cache say how far that came: the
+        source, which must send nothing meanwhile, goes on there. Idempotent.
+
+        Raises: as `step`; Unavailable when that takes longer than `seconds`; Conflict while nothing
+        of this epoch has been applied.
+        """
+        deadline = self._clock.monotonic() + seconds
+        while not self.step().idle:
+            if self._clock.monotonic() > deadline:
+                raise Unavailable(
+                    f"what waits in the cache is not all applied within {seconds:g} s",
+                    hint="try again when the recovery points are younger",
+                )
+        with self._lock:
+            head = self._head()
+            if not head.sequence:
+                raise Conflict("nothing has been replicated yet", hint="try again in a minute")
+            store = self._open_store(cache_url)
+            erase_cache(store, self._spec.item_id)
+            Cache(store, self._spec.item_id, self._spec.epoch).mark_applied(head)
 
     def seal(self, new_epoch: int, drain_seconds: float) -> RecoveryPoint:
         """Return the newest point after applying what the cache still gives within the time.

@@ -111,6 +111,11 @@ class ItemLoop:
         self._on_change()
         return point
 
+    def hand_over(self, cache_url: str, seconds: float) -> None:
+        """As `ItemProcessor.hand_over`; the loop goes on."""
+        self._processor.hand_over(cache_url, seconds)
+        self._on_change()
+
     def announce(self, epoch: int, sequence: int) -> None:
         """The item's source says that this cut is in the cache, and none later."""
         if epoch != self.spec.epoch or sequence < 1:

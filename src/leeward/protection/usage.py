@@ -59,8 +59,11 @@ def users_of_account(inventory: Inventory, region: str, name: str) -> list[str]:
 
     def keeps(protected: Protected) -> bool:
         item = protected.item
-        is_cache = protected.cache_region == region and item.cache_account == name
-        return is_cache or any(
+        caches = (
+            (protected.cache_region, item.cache_account),
+            (item.source_region, item.next_cache_account),
+        )
+        return (region, name) in caches or any(
             item.target_region == region and disk.target_account == name for disk in item.all_disks
         )
 

@@ -185,6 +185,8 @@ class ReplicationSpec:
     bandwidth: tuple[BandwidthLimit, ...] = ()
     app_consistent_seconds: int = 0
     """How often an application-consistent point is made; 0: only when asked for."""
+    is_held: bool = False
+    """Nothing is put into the cache: the item is going over to another. Writes are received on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

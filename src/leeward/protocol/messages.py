@@ -57,6 +57,10 @@ class Verb(Enum):
     # worker
     PROCESSING_START = "processing.start"  # ProcessingSpec → {}
     PROCESSING_STOP = "processing.stop"  # {"item_id", "delete": bool, "removed"} → {}
+    CACHE_CHANGE = "cache.change"
+    # ProcessingSpec → {}; what the cache before had is applied, and the source finds in the new one
+    # where to go on. It must send nothing meanwhile
+    CACHE_ERASE = "cache.erase"  # {"item_id", "url"} → {}; refused for the cache it processes from
     STORES_READ = "stores.read"  # {"urls"} → FoundItems: every item that the stores hold
     # protocol.replicas
     REPLICAS_READ = "replicas.read"  # {"urls"} → StoredItems: whatever lies in the stores, of whom

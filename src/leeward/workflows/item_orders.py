@@ -60,7 +60,8 @@ def _basis(records: Records, record: ItemRecord) -> tuple[object, ...]:
     group = group_of(records, item.vault, item.name)
     return (
         (record.is_replicating, record.worker_id, item.epoch),
-        (item.cache_account, item.all_disks, record.target_vm),
+        (record.cache_region, item.cache_account, item.next_cache_account),
+        (item.all_disks, record.target_vm),
         policy.value if policy else None,
         vault.value.key_id if vault else "",
         group.id if group else "",

@@ -6,6 +6,8 @@ so that a vault that is lost can be made anew. Must not know: commands or their 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from leeward.core.codec import to_plain
 from leeward.core.errors import Conflict
 from leeward.failover.disks import with_all_disks
@@ -66,6 +68,7 @@ def replication_spec(records: Records, record: ItemRecord) -> ReplicationSpec:
         vm_config=to_plain(vm),
         bandwidth=policy.bandwidth,
         app_consistent_seconds=policy.app_consistent_seconds,
+        is_held=bool(item.next_cache_account),
     )
 
 
@@ -100,7 +103,7 @@ def about_item(records: Records, record: ItemRecord) -> AboutItem:
     return AboutItem(
         vault=records.resources.get(Vault, "", item.vault).value,
         policy=records.resources.get(Policy, item.vault, item.policy).value,
-        item=item,
+        item=replace(item, next_cache_account=""),  # no job goes on with it in another vault
         target_vm=record.target_vm,
         cache_region=record.cache_region,
         cache=records.resources.get(StorageAccount, record.cache_region, item.cache_account).value,

@@ -31,6 +31,7 @@ ones: a site that is still being protected can be failed over all the same."""
 URGENT = frozenset(
     {
         "item.failover",
+        "item.change-cache",
         "item.planned-failover",
         "item.change-recovery-point",
         "item.commit",

@@ -13,6 +13,7 @@ from leeward.core.codec import to_plain
 from leeward.core.errors import Conflict, LeewardError, Unavailable
 from leeward.failover.plan import plan_planned_failover
 from leeward.model.recovery import ItemState, Job, RecoveryPoint
+from leeward.protection.cache import check_keeps_cache
 from leeward.protocol.fabric import DrainResult, DrainSpec
 from leeward.protocol.messages import Verb
 from leeward.vault.items import ItemRecord
@@ -68,6 +69,7 @@ class PlannedVerbs:
 
         def prepare(records: Records) -> PlannedArguments:
             record = records.items.get(vault, name)
+            check_keeps_cache(record.item)
             points = records.points.listed(record.item.id, limit=1)
             plan = plan_planned_failover(record.item, points, wanted)
             agent = _source(records, record)

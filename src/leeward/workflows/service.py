@@ -16,6 +16,7 @@ from leeward.observability.log import get_logger
 from leeward.vault.database import sqlite_url
 from leeward.vault.records import VaultStore
 from leeward.workflows.bench import Bench
+from leeward.workflows.cache_verbs import CACHE_CHANGE, CacheVerbs
 from leeward.workflows.change_verbs import ChangeVerbs
 from leeward.workflows.conductor import Conductor
 from leeward.workflows.consistency import (
@@ -112,6 +113,7 @@ class Service:
         self.planned = PlannedVerbs(self.bench, lambda: self.jobs, self.failovers)
         self.consistency = ConsistencyVerbs(self.bench, lambda: self.jobs, lambda: self.conductor)
         self.updates = UpdateVerbs(self.bench, lambda: self.jobs)
+        self.caches = CacheVerbs(self.bench, lambda: self.jobs, self.resources)
         self.workers = WorkerVerbs(self.bench, lambda: self.jobs)
         self.policies = PolicyVerbs(self.bench, lambda: self.jobs)
         self.scrubbing = ScrubVerbs(self.bench, lambda: self.jobs)
@@ -212,6 +214,7 @@ class Service:
             GROUP_TEST: self.group_tests.run,
             GROUP_CLEAN_UP: self.clean_ups.run,
             ITEM_UPDATE: self.updates.run,
+            CACHE_CHANGE: self.caches.run,
             WORKER_CHANGE: self.workers.run,
             POLICY_APPLY: self.policies.run,
             "item.scrub": self.scrubbing.run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ class FakeLoop:
         self.points: tuple[RecoveryPoint, ...] = ()
         self.state = "made"
         self.announced = (0, 0)
+        self.refuse_hand_over: Unavailable | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -75,6 +77,11 @@ class FakeLoop:
 
     def announce(self, epoch: int, sequence: int) -> None:
         self.announced = (epoch, sequence)
+
+    def hand_over(self, cache_url: str, seconds: float) -> None:
+        if self.refuse_hand_over:
+            raise self.refuse_hand_over
+        self.state = f"handed over to {cache_url}"
 
     def status(self) -> ProcessingStatus:
         return ProcessingStatus(
@@ -107,6 +114,9 @@ class Worker:
 
     def erase_stored_item(self, wanted: ErasureSpec) -> None:
         self.erased.append(wanted.item_id)
+
+    def erase_cache(self, item_id: str, url: str) -> None:
+        self.erased.append(f"{item_id} in {url}")
 
     def start(self) -> ProcessingNode:
         def make(
@@ -170,6 +180,35 @@ def test_a_replica_is_erased_unless_it_is_processed_here(worker: Worker) -> None
         do(node, Verb.REPLICA_ERASE, ErasureSpec(item_id="item-1", url="memory://t"))
     do(node, Verb.REPLICA_ERASE, ErasureSpec(item_id="item-2", url="memory://t"))
     assert worker.erased == ["item-2"]
+
+
+def test_another_cache_is_taken_once_the_former_is_empty(worker: Worker) -> None:
+    node, moved = worker.start(), replace(spec(), cache_url="memory://n")
+    with pytest.raises(NotFound):
+        do(node, Verb.CACHE_CHANGE, moved)
+    do(node, Verb.PROCESSING_START, spec())
+    worker.loops[0].refuse_hand_over = Unavailable("too much")
+    with pytest.raises(Unavailable):
+        do(node, Verb.CACHE_CHANGE, moved)
+    assert (worker.loops[0].state, len(worker.loops)) == ("running", 1)
+    worker.loops[0].refuse_hand_over = None
+    for _ in range(2):
+        do(node, Verb.CACHE_CHANGE, moved)
+    assert [(loop.spec.cache_url, loop.state) for loop in worker.loops] == [
+        ("memory://c", "stopped"),
+        ("memory://n", "running"),
+    ]
+    with pytest.raises(Fenced):
+        do(node, Verb.CACHE_CHANGE, replace(spec(epoch=2), cache_url="memory://z"))
+
+
+def test_a_cache_is_erased_unless_it_is_the_items(worker: Worker) -> None:
+    node = worker.start()
+    do(node, Verb.PROCESSING_START, spec())
+    with pytest.raises(Conflict, match="is the cache of item-1"):
+        do(node, Verb.CACHE_ERASE, {"item_id": "item-1", "url": "memory://c"})
+    do(node, Verb.CACHE_ERASE, {"item_id": "item-1", "url": "memory://o"})
+    assert worker.erased == ["item-1 in memory://o"]
 
 
 def test_new_points_are_told_at_once(worker: Worker) -> None:

@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
+import pytest
 
 from leeward.core.clock import SystemClock
 from leeward.core.errors import Unavailable
+from leeward.mobility import cutter as cutter_module
 from leeward.mobility.cut import CutDisk
 from leeward.mobility.cutter import Cutter, Outcome, Portion
 from leeward.mobility.journal import KIND_WRITE, RECORD_DTYPE, JournalReader, Records
@@ -245,3 +247,29 @@ def test_an_end_while_the_cache_refuses_leaves_everything_in_the_journal() -> No
         assert store.refused.wait(60)
     assert journal.releases == []
     assert store.list(f"items/{ITEM}/cuts/") == []
+
+
+def test_what_a_hanging_store_takes_after_the_end_is_left_in_its_journal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever replicates next may use another cache, and looks for it in the journal alone."""
+    monkeypatch.setattr(cutter_module, "END_SECONDS", 0.05)
+    store, journal, hangs, goes_on = Store(), FakeJournal(), threading.Event(), threading.Event()
+    create = store.create
+
+    def hanging(name: str, data: Buffer | Sequence[Buffer]) -> None:
+        if "/cuts/" in name:
+            hangs.set()
+            assert goes_on.wait(60)
+        create(name, data)
+
+    monkeypatch.setattr(store, "create", hanging)
+    with cutting(store) as cutter:
+        cutter.submit(portion(journal, 0, 4))
+        assert hangs.wait(60)
+        cutter.close()
+        goes_on.set()
+        cutter._thread.join(60)
+    assert store.list(f"items/{ITEM}/cuts/") == [cut_name(ITEM, 1, 1)]
+    assert journal.releases == []
+    assert cutter.oldest_outcome() is None

@@ -101,6 +101,12 @@ def _update(made: Site) -> Job:
     return made.service.updates.update("main", "web-1", ItemChanges(vcpus=3))
 
 
+def _change_cache(made: Site) -> Job:
+    protected(made)
+    assert made.run(_create_account(made)).state is JobState.SUCCEEDED
+    return made.service.caches.change("main", "web-1", "more")
+
+
 def _change_worker(made: Site) -> Job:
     protected(made)
     made.silence(made.worker)
@@ -308,6 +314,7 @@ SUBMIT: dict[str, Callable[[Site], Job]] = {
         at_last, lambda made: made.service.reprotection.reprotect("main", "web-1")
     ),
     "item.update": _update,
+    "item.change-cache": _change_cache,
     "item.change-worker": _change_worker,
     "policy.apply": _policy,
     "recovery-plan.run": _plan,
@@ -405,6 +412,7 @@ def check_whole(made: Site, verb: str, ended: Job) -> None:
     if verb == "item.protect" and ended.state is JobState.CANCELLED:
         assert items == []
     for item in items:
+        assert item.next_cache_account == ""
         if verb in ("item.drill", "recovery-plan.drill", "consistency-group.test-failover"):
             assert item.rehearsal is None or ended.state is JobState.SUCCEEDED
         assert item.state not in (
