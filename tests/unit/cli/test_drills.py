@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.unit.cli.test_main import ITEM, Api, api
+from tests.unit.cli.fake_api import ITEM, Api, api
 
 from leeward.cli.main import run
 

@@ -5,154 +5,19 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from tests.unit.cli.fake_api import ITEM, PLAN, VM, Api, Capture, api, job
 
 from leeward.cli import session
 from leeward.cli.main import run
 from leeward.cli.output import format_time
 from leeward.client.client import Client
-from leeward.client.config import ClientConfig
-from leeward.client.rest import Rest
 
-VM = {
-    "region": "east",
-    "name": "web-1",
-    "resource_group": "web-rg",
-    "disks": [{"name": "system", "storage_account": "sa1", "size_bytes": 1 << 26}],
-    "nics": [{"name": "front", "network": "corp", "subnet": "front", "address": "10.0.1.4"}],
-    "status": {
-        "vm_id": "web-1",
-        "power": "running",
-        "forwards": [{"guest_port": 8080, "host_address": "127.0.0.1", "host_port": 40001}],
-    },
-}
-ITEM = {
-    "id": "item-1",
-    "name": "web-1",
-    "vault": "default",
-    "policy": "default",
-    "state": "protected",
-    "epoch": 1,
-    "source_region": "east",
-    "source_vm": "web-1",
-    "target_region": "west",
-    "target_resource_group": "web-rg-asr",
-    "health": {
-        "rpo_seconds": 1.5,
-        "replication": {
-            "item_id": "item-1",
-            "epoch": 1,
-            "state": "streaming",
-            "initial_done": True,
-        },
-        "processing": None,
-        "hydration": None,
-    },
-}
-POINTS = [
-    {"id": f"rp-1-{n}", "epoch": 1, "sequence": n, "time_ns": n * 10**9, "consistency": "crash"}
-    for n in (1, 2, 3)
-]
-NODE = {
-    "id": "agent-1",
-    "role": "agent",
-    "region": "east",
-    "name": "east-1",
-    "last_seen_ns": 1,
-    "is_online": True,
-}
-
-PLAN = {
-    "vault": "default",
-    "policy": "default",
-    "source_region": "east",
-    "source_vm": "web-1",
-    "target_region": "west",
-    "target_vm": {**VM, "region": "west", "resource_group": "web-rg-asr"},
-    "disks": [{"disk": "system", "source_account": "sa1", "target_account": "sa1asr"}],
-    "excluded_disks": [],
-    "nics": [],
-    "cache_region": "east",
-    "cache_account": "default-east-cache",
-    "resources": [{"kind": "network", "region": "west", "name": "corp-asr", "action": "create"}],
-    "mappings": [
-        {
-            "source_region": "east",
-            "source_network": "corp",
-            "target_region": "west",
-            "target_network": "corp-asr",
-        }
-    ],
-}
-
-
-def job(state: str, **more: Any) -> dict[str, Any]:
-    return {
-        "id": "job-1",
-        "verb": "failover",
-        "target": "item/web-1",
-        "state": state,
-        "created_ns": 1,
-        **more,
-    }
-
-
-class Api:
-    """Answers GET from `pages`, everything else from `changes`; `seen` has what was asked."""
-
-    def __init__(self) -> None:
-        item = "vaults/default/replicated-items"
-        self.pages: dict[str, Any] = {
-            "regions": {"items": [{"name": "east"}, {"name": "west"}]},
-            "regions/east/virtual-machines": {"items": [VM]},
-            "regions/west/virtual-machines": {"items": []},
-            "regions/east/virtual-machines/web-1": VM,
-            "nodes": {"items": [NODE]},
-            "vaults": {"items": [{"name": "default"}]},
-            item: {"items": [ITEM]},
-            f"{item}/web-1": ITEM,
-            f"{item}/web-1/recovery-points": {"items": POINTS},
-            "vaults/default/plan-drills": {"items": []},
-            "jobs": {"items": []},
-        }
-        self.changes: Callable[[httpx.Request], httpx.Response] = lambda request: httpx.Response(
-            200, json={}
-        )
-        self.seen: list[tuple[str, str, Any]] = []
-
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path.removeprefix("/api/v1/")
-        if request.method != "GET":
-            body = json.loads(request.content) if request.content else None
-            self.seen.append((request.method, path, body))
-            return self.changes(request)
-        if path not in self.pages:
-            detail = f"there is nothing at {path}"
-            return httpx.Response(404, json={"code": "not_found", "detail": detail})
-        return httpx.Response(200, json=self.pages[path])
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Api:
-    api = Api()
-
-    def connect(directory: Path | None) -> Client:
-        config = ClientConfig(url="http://service", token="t")
-        return Client(Rest(config, transport=httpx.MockTransport(api.answer)))
-
-    monkeypatch.setattr(session, "connect", connect)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.delenv("LEEWARD_DEBUG", raising=False)
-    return api
-
-
-Capture = pytest.CaptureFixture[str]
+__all__ = ["api"]
 
 
 def test_vm_as_json_is_the_resource_with_its_status(api: Api, capsys: Capture) -> None:
@@ -204,64 +69,6 @@ def test_times_say_how_far_from_utc_they_are(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         monkeypatch.undo()
         time.tzset()
-
-
-def test_item_shows_health(api: Api, capsys: Capture) -> None:
-    assert run(["item", "show", "web-1", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["health"]["rpo_seconds"] == 1.5
-    assert run(["item", "show", "web-1"]) == 0
-    printed = capsys.readouterr().out
-    assert "1.5 s" in printed
-    assert "streaming" in printed
-
-
-def test_item_shows_what_a_failover_makes(api: Api, capsys: Capture) -> None:
-    nic = {"name": "front", "network": "corp-asr", "subnet": "front", "address": "10.1.0.9"}
-    disk = {"name": "system", "storage_account": "far", "size_bytes": 8 << 30}
-    target = {"region": "west", "name": "web-1", "resource_group": "web-rg-asr", "vcpus": 3}
-    target |= {"memory_mib": 768, "nics": [nic], "disks": [disk], "forwards": [8080]}
-    mapping = {"disk": "system", "source_account": "near", "target_account": "far"}
-    page = api.pages["vaults/default/replicated-items/web-1"]
-    page = {**page, "target": target, "disks": [mapping]}
-    api.pages["vaults/default/replicated-items"] = {"items": [page]}
-    api.pages["vaults/default/replicated-items/web-1"] = page
-    assert run(["item", "show", "web-1"]) == 0
-    printed = capsys.readouterr().out
-    for shown in ("3 vCPU, 768 MiB", "corp-asr/front 10.1.0.9", "8080", "near → far (8.0 GiB)"):
-        assert shown in printed
-
-
-def test_item_shows_no_line_without_its_name_and_nothing_of_a_source_that_was_left(
-    api: Api, capsys: Capture
-) -> None:
-    said = {**ITEM["health"]["replication"], "problem": "the cache is full"}  # type: ignore[index]
-    item = "vaults/default/replicated-items/web-1"
-    health = {**ITEM["health"], "replication": said}  # type: ignore[dict-item]
-    api.pages[item] = {**ITEM, "health": health}
-    assert run(["item", "show", "web-1"]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"^replication's problem +the cache is full *$", printed, re.MULTILINE)
-    assert re.search(r"^shipped +0 B *$", printed, re.MULTILINE)
-    api.pages[item] = {**ITEM, "health": health, "state": "failed_over"}
-    assert run(["item", "show", "web-1"]) == 0
-    printed = capsys.readouterr().out
-    assert "the cache is full" not in printed
-    assert "shipped" not in printed
-    assert all(line[0] != " " for line in printed.splitlines())
-
-
-def test_item_shows_what_the_newest_freeze_came_to(api: Api, capsys: Capture) -> None:
-    report = {"number": 3, "epoch": 1, "time_ns": 1, "sequence": 7, "consistency": "application"}
-    page = api.pages["vaults/default/replicated-items/web-1"]
-    page = {**page, "freeze": report | {"frozen_ms": 120.4, "ours_ms": 0.31}}
-    api.pages["vaults/default/replicated-items"] = {"items": [page]}
-    api.pages["vaults/default/replicated-items/web-1"] = page
-    assert run(["item", "show", "web-1"]) == 0
-    assert "rp-0001-00000007" in (printed := capsys.readouterr().out)
-    assert "guest frozen for 120 ms, 0.3 ms of it by us" in printed
-    page["freeze"] = report | {"consistency": "crash", "problem": "no guest agent runs in the VM"}
-    assert run(["item", "show", "web-1"]) == 0
-    assert "no guest agent runs in the VM; rp-0001-00000007 is crash" in capsys.readouterr().out
 
 
 def test_a_point_on_demand_says_what_kind_it_is(api: Api, capsys: Capture) -> None:

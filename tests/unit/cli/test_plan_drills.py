@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.unit.cli.fake_api import Api, api
 from tests.unit.cli.test_drills import READINESS, RESULT
-from tests.unit.cli.test_main import Api, api
 
 from leeward.cli.main import run
 

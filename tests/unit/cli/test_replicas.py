@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.unit.cli.test_main import Api, Capture, api, job
+from tests.unit.cli.fake_api import Api, Capture, api, job
 
 from leeward.cli.main import run
 
