@@ -55,6 +55,17 @@ class Bench:
             node for node in records.nodes.listed(role=role, region=region) if self.is_heard(node)
         ]
 
+    def check_answering(self, records: Records, region: str) -> None:
+        """Return if an agent and a worker of the region answer: without both nothing comes up
+        there. Raises: Unavailable."""
+        for role in (Role.AGENT, Role.WORKER):
+            if not self.answering(records, role, region):
+                raise Unavailable(
+                    f"no {role.value} of region {region} answers",
+                    hint="start it again there, or enrol a new one: "
+                    f"`leeward region token {region}`",
+                )
+
     def agent_of(self, records: Records, vm: VirtualMachine) -> NodeRecord:
         """Return the agent of the host the VM is on. Raises: Unavailable when there is none."""
         agent = self.find_agent(records, vm)

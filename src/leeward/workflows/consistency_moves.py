@@ -15,7 +15,6 @@ from leeward.core.errors import Conflict, LeewardError, Unavailable
 from leeward.failover.shared import MOVED, choose_other
 from leeward.model.groups import ConsistencyGroup, SharedPoint
 from leeward.model.recovery import ItemState, Job, check_transition
-from leeward.protocol.messages import Role
 from leeward.vault.items import ItemRecord
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
@@ -203,6 +202,4 @@ class ConsistencyMoves:
         if item.state in MOVED or item.state is ItemState.FAILING_OVER:
             return
         check_transition(item, ItemState.FAILING_OVER)
-        for role in (Role.AGENT, Role.WORKER):
-            if not self._bench.answering(records, role, item.target_region):
-                raise Unavailable(f"no {role.value} of region {item.target_region} answers")
+        self._bench.check_answering(records, item.target_region)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from leeward.core.codec import from_plain
-from leeward.core.errors import Conflict, LeewardError, NotFound, Unavailable
+from leeward.core.errors import Conflict, LeewardError, NotFound
 from leeward.failover.select import LATEST_PROCESSED
 from leeward.failover.shared import LATEST_SHARED
 from leeward.model.plans import (
@@ -171,10 +171,7 @@ class PlanVerbs:
             check_options(options)
             check_runnable(plan, _items(records, vault))
             self._points.choose(records, plan, options.recovery_point, is_test=False)
-            region = where_to(records, plan)
-            for role in (Role.AGENT, Role.WORKER):
-                if not self._bench.answering(records, role, region):
-                    raise Unavailable(f"no {role.value} of region {region} answers")
+            self._bench.check_answering(records, where_to(records, plan))
             return PlanRunArguments(plan=plan, options=options)
 
         return self._jobs().submit(PLAN_RUN, plan_target(vault, name), prepare, key)

@@ -162,11 +162,9 @@ class ProtectVerbs:
         key_id = item_key_id(records, plan.vault, plan.policy)
         if key_id:
             self._bench.check_key(agent, key_id)
-        for role in (Role.WORKER, Role.AGENT):
-            answering = self._bench.answering(records, role, plan.target_region)
-            if not answering:
-                raise Unavailable(f"no {role.value} of region {plan.target_region} answers")
-            for node in answering if key_id else []:
+        self._bench.check_answering(records, plan.target_region)
+        for role in (Role.WORKER, Role.AGENT) if key_id else ():
+            for node in self._bench.answering(records, role, plan.target_region):
                 self._bench.check_key(node, key_id)
 
     def _reserve(self, records: Records, plan: ProtectionPlan, item: ReplicatedItem) -> None:

@@ -20,7 +20,7 @@ from leeward.failover.reprotect import ReprotectPlan, plan_reprotect
 from leeward.model.recovery import ItemState, Job, check_is, check_transition
 from leeward.model.resources import PowerState, StorageAccount, VirtualMachine
 from leeward.protocol.fabric import SeedResult, SeedSpec
-from leeward.protocol.messages import Role, Verb
+from leeward.protocol.messages import Verb
 from leeward.vault.items import ItemRecord
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.nodes import NodeRecord
@@ -188,13 +188,7 @@ class ReprotectVerbs:
                 field="state",
                 hint=f"start it first: `leeward vm start {vm.region}/{vm.name}`",
             )
-        for role in (Role.WORKER, Role.AGENT):
-            if not self._bench.answering(records, role, item.target_region):
-                raise Unavailable(
-                    f"no {role.value} of region {item.target_region} answers",
-                    hint="start it again there, or enrol a new one: "
-                    f"`leeward region token {item.target_region}`",
-                )
+        self._bench.check_answering(records, item.target_region)
         for name in _target_accounts(plan):
             check_staying(records, StorageAccount, item.target_region, name)
 
