@@ -11,16 +11,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.integration.sockets import listens
 from tests.simulation.world import HandClock
+from tests.unit.agent.fakes import FakeDriver, vm_spec
 
+from leeward.agent import recovery
+from leeward.agent.recovery import ExportPort, HydratorPort, Recoveries
 from leeward.cli.main import run
 from leeward.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from leeward.daemons.agent import Exports
 from leeward.export.offline import (
     FoundPoint,
     export_to_raw,
@@ -36,7 +40,7 @@ from leeward.object_store.file import create_file_store
 from leeward.object_store.open import open_store
 from leeward.processor.garbage import GRACE_SECONDS
 from leeward.processor.item import ItemProcessor
-from leeward.protocol.fabric import ProcessingSpec, ReplicaDisk
+from leeward.protocol.fabric import BootSpec, ProcessingSpec, ReplicaDisk
 from leeward.qemu.overlay import create_overlay, overlay_nodes
 from leeward.recovery_points.retention import plan_retention
 from leeward.replica.catalog import Catalog
@@ -317,6 +321,55 @@ def test_killing_server_and_supervisor_gives_qemu_no_error(target: Target) -> No
         reader.join(60)
         assert failures == []
         assert seen == [b"end"]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["same agent", "next agent"])
+def test_an_agent_sees_after_the_export_of_a_vm_that_is_not_made_local(
+    target: Target, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    monkeypatch.setattr(recovery, "TEND_SECONDS", 0.1)
+    exports = Exports(target.root / "run", target.root / "data")
+    driver = FakeDriver()
+
+    def agent() -> Recoveries:
+        def make(boot: BootSpec, export: ExportPort) -> HydratorPort:
+            raise AssertionError("it reads from its export all its life")
+
+        return Recoveries(driver, target.root / "recoveries", exports, make)
+
+    spec = BootSpec(
+        item_id=ITEM,
+        epoch=2,
+        point_id=target.point.id,
+        catalog_url=target.stores["first"].url,
+        replicas=tuple(target.replicas),
+        vm=vm_spec(),
+        networks=(),
+        hydrates=False,
+    )
+    agents = [agent()]
+    agents[0].resume()
+    agents[0].boot(spec)
+    if is_restarted:
+        agents[0].shut_down()
+    export = exports.find("web-1")
+    assert export is not None
+    before = read_pid_file(export.files.supervisor_pid)
+    assert before is not None
+    try:
+        for pid in (before.pid, int(export.files.server_pid.read_text())):
+            with suppress(ProcessLookupError):  # the agent has ended it already
+                os.kill(pid, signal.SIGKILL)
+        if is_restarted:
+            agents.append(agent())
+            agents[-1].resume()
+        _wait_until(lambda: read_pid_file(export.files.supervisor_pid) not in (None, before))
+        with closing(NbdClient.connect(export.socket, "system", timeout_seconds=60)) as client:
+            assert client.read(0, 4096) == synthetic_block("system", 0, SEGMENTS)
+    finally:
+        for each in agents:
+            each.shut_down()
+        export.stop()
 
 
 def test_a_killed_export_finds_its_point_again_after_retention_dropped_all_others(
