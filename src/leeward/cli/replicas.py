@@ -12,11 +12,11 @@ import typer
 
 from leeward.cli import output
 from leeward.cli.session import NoWaitOption, Session, command
-from leeward.client.views import ReplicasView, ReplicaView
 from leeward.core.codec import from_plain
 from leeward.core.errors import Conflict, InvalidRequest, NotFound
 from leeward.core.units import format_bytes
 from leeward.model.recovery import JobState
+from leeward.protocol.replicas import Replica, Replicas
 
 app = typer.Typer(help="Replicas in storage accounts, also those that nothing protects any more.")
 
@@ -79,21 +79,21 @@ def delete_replica(
     session.finish(job, f"nothing is stored of {item_id} any more", no_wait=no_wait)
 
 
-def read_replicas(session: Session, account: str) -> ReplicasView:
+def read_replicas(session: Session, account: str) -> Replicas:
     """Return what the storage accounts have. Raises: NotFound."""
     from leeward.cli.progress import watch
 
     region, _, name = account.rpartition("/")
     job = session.client.read_replicas(region, name)
     if job is None:
-        return ReplicasView()
+        return Replicas()
     job = watch(session.client, job, quiet=True)
     if job.state is not JobState.SUCCEEDED:
         session.finish(job, "")
-    return from_plain(job.result, ReplicasView)
+    return from_plain(job.result, Replicas)
 
 
-def _leftover(found: ReplicasView, item: str) -> list[ReplicaView]:
+def _leftover(found: Replicas, item: str) -> list[Replica]:
     """Return what there is of the leftover of that id, else of that name. Raises: NotFound;
     Conflict when it is in use, or there are several."""
     ids = {each.stored.item_id for each in found.replicas if each.stored.item_id == item}
@@ -118,7 +118,7 @@ def _leftover(found: ReplicasView, item: str) -> list[ReplicaView]:
     return [each for each in mine if each.stored.item_id == left[0]]
 
 
-def _ask(mine: list[ReplicaView]) -> None:
+def _ask(mine: list[Replica]) -> None:
     """Return if the operator wants it gone. Raises: Conflict when it is to stay."""
     output.say(f"of {mine[0].stored.item_id} go:")
     for each in mine:
@@ -129,7 +129,7 @@ def _ask(mine: list[ReplicaView]) -> None:
         raise Conflict("nothing was deleted")
 
 
-def _print(found: ReplicasView) -> None:
+def _print(found: Replicas) -> None:
     rows = [
         [
             each.stored.item_id,

@@ -12,7 +12,6 @@ from leeward.model.recovery import ReplicatedItem
 from leeward.model.resources import VirtualMachine
 from leeward.protocol.fabric import VmStatus
 from leeward.protocol.messages import HydrationStatus, ProcessingStatus, ReplicationStatus
-from leeward.protocol.replicas import StoredItem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,24 +40,6 @@ class ItemView(ReplicatedItem):
     target: VirtualMachine | None = None
     health: Health = field(default_factory=Health)
     readiness: Readiness = field(default_factory=Readiness)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaView:
-    """What one storage account has of one item. used_by: "vault/item", "": it is a leftover."""
-
-    region: str
-    account: str
-    used_by: str
-    stored: StoredItem
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicasView:
-    """problems: sentences on accounts that could not be read."""
-
-    replicas: tuple[ReplicaView, ...] = ()
-    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""What a worker finds in stores of every item that has anything there.
+"""What workers find in stores of every item, and whose the service says that is.
 
-Owns: its shape. Must not know: which items are protected; the service compares. Used by
+Owns: their shapes. Must not know: which items are protected; the service compares. Used by
 `leeward storage replicas`.
 """
 
@@ -48,3 +48,21 @@ class ErasureSpec:
     item_id: str
     url: str
     even_if_held: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """What one storage account has of one item. used_by: "vault/item", "": it is a leftover."""
+
+    region: str
+    account: str
+    used_by: str
+    stored: StoredItem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """problems: sentences on accounts that could not be read."""
+
+    replicas: tuple[Replica, ...] = ()
+    problems: tuple[str, ...] = ()

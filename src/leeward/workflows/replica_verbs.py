@@ -15,7 +15,7 @@ from leeward.core.ids import check_name
 from leeward.model.recovery import Job
 from leeward.model.resources import StorageAccount
 from leeward.protocol.messages import Role, Verb
-from leeward.protocol.replicas import ErasureSpec, StoredItem, StoredItems
+from leeward.protocol.replicas import ErasureSpec, Replica, Replicas, StoredItems
 from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.nodes import NodeRecord
 from leeward.vault.records import Records
@@ -43,24 +43,6 @@ class ReadArguments:
 class DeleteArguments:
     item_id: str
     even_if_held: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replica:
-    """What one storage account has of one item. used_by: "vault/item", "": it is a leftover."""
-
-    region: str
-    account: str
-    used_by: str
-    stored: StoredItem
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replicas:
-    """problems: sentences on accounts that could not be read."""
-
-    replicas: tuple[Replica, ...] = ()
-    problems: tuple[str, ...] = ()
 
 
 class ReplicaVerbs:
