@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,6 @@ from demo.command import say
 from demo.fire import processes_of
 from demo.ports import free_port
 
-from leeward.daemons.children import STEADY_SECONDS
 from leeward.model.recovery import Job, JobState
 from leeward.replica.host_keys import KEY_FILE, add_new_key
 from scenario.common import Findings, Result, seconds_since
@@ -118,10 +117,9 @@ def play_round(
     for act in each.acts:
         with findings.part(f"{name}: {act.verb}"):
             nemesis.aim(each, act, turn)
-            killer = nemesis if act.verb in verbs else None
-            carry_through(rig, findings, act, killer, partial(_wait_back, rig, nemesis, nodes))
+            carry_through(rig, findings, act, nemesis if act.verb in verbs else None, nodes)
     with findings.part(f"{name}: ends"):
-        _wait_back(rig, nemesis, nodes)
+        _wait_back(rig, nodes)
         each.end(rig)
         changed = wait_same(rig, before, SETTLE_SECONDS)
         for change in changed[:20]:
@@ -129,18 +127,15 @@ def play_round(
         findings.check(f"all is as before after {seconds_since(began):.0f} s", not changed)
 
 
-def _wait_back(rig: Rig, nemesis: Nemesis, nodes: set[str]) -> None:
+def _wait_back(rig: Rig, nodes: set[str]) -> None:
     """The nodes, each started again by whoever started it, have been heard since: not before they
-    were killed. Who dies again and again soon after its start is given more and more time before
-    the next one, half a minute in the end: within a verb, but not from one to the next."""
+    were killed. Who died again and again soon after its start is given time before the next."""
     since_ns = time.time_ns() + HEARD_NS
 
     def are_back() -> bool:
         return nodes <= {node.name for node in rig.client.nodes() if node.last_seen_ns > since_ns}
 
     rig.wait("everybody's return", are_back, BACK_SECONDS)
-    if nemesis.has_killed():
-        time.sleep(STEADY_SECONDS)
 
 
 def _prepared(act: Act, rig: Rig) -> bool:
@@ -149,16 +144,12 @@ def _prepared(act: Act, rig: Rig) -> bool:
 
 
 def carry_through(
-    rig: Rig,
-    findings: Findings,
-    act: Act,
-    nemesis: Nemesis | None,
-    wait_back: Callable[[], None],
+    rig: Rig, findings: Findings, act: Act, nemesis: Nemesis | None, nodes: set[str]
 ) -> None:
     """The verb has succeeded, asked again where a kill made it fail and undo itself."""
     killed = nemesis.kills if nemesis else 0
     for attempt in range(ATTEMPTS):
-        wait_back()
+        _wait_back(rig, nodes)
         if attempt == 0:
             rig.wait(f"what {act.verb} needs", partial(_prepared, act, rig), ASK_SECONDS)
         with nemesis.let_loose() if nemesis and attempt == 0 else nullcontext() as told:

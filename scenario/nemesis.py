@@ -34,7 +34,6 @@ class Nemesis:
     def __init__(self) -> None:
         self.rig: Rig | None = None
         self.kills = 0
-        self._told_kills = 0
         self._changed = threading.Condition()
         self._is_loose = False
         self._job = ""
@@ -91,11 +90,6 @@ class Nemesis:
         with self._changed:
             self._coming.append(killing)
         killing.start()
-
-    def has_killed(self) -> bool:
-        """Say whether anybody has been killed since this was last asked."""
-        before, self._told_kills = self._told_kills, self.kills
-        return self.kills > before
 
     def saw(self, job: Job) -> None:
         """The job had these steps."""
