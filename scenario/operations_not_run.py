@@ -18,6 +18,7 @@ NOT_RUN: Mapping[str, str] = {
     "leeward export": _VERB,
     "leeward item show": _VERB,
     "leeward item update ITEM": _VERB,
+    "leeward item update ITEM --cache-account ACCOUNT": "scenario `kill-everywhere` changes it",
     "leeward policy create": _VERB,
     "leeward vm trim": _VERB,
     "leeward protect": "names the verb in a sentence; the scenario's VMs are protected by it",
