@@ -178,6 +178,9 @@ def tested(rig: Rig, reader: Reader) -> None:
     )
     reader.run("leeward test-failover web-1 --network lab", r"10\.10\.1\.\d+")
     reader.run("leeward test-failover-cleanup ITEM")
+    reader.run("leeward item update web-1 --test-network front=lab")
+    reader.run("leeward item show web-1", r"^test networks +front → lab")
+    reader.run("leeward item update web-1 --test-network front=isolated")
     reader.run("leeward test-failover ITEM --forward PORT", names={"ITEM": "db-1"})
     reader.run("leeward test-failover-cleanup ITEM", names={"ITEM": "db-1"})
 

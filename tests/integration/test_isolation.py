@@ -73,10 +73,16 @@ def test_the_same_calls_stay_inside_and_are_seen_where_there_is_a_way_out(host: 
         networks={"corp": f"t{host.tag}i"},
     )
     test = isolated(host.tag, REAL, rehearsal)
+    lab = network_spec(host.tag, replace(REAL, name="lab"), NetworkPlace(host="h"))
+    lab = replace(lab, network_id=f"t{host.tag}l")  # of another interface of the test VM
     driver = host.driver()
-    for network in (real, test):
+    for network in (real, test, lab):
         driver.apply_network(network)
-    places = {"real": namespace_of(real.network_id), "test": namespace_of(test.network_id)}
+    places = {
+        "real": namespace_of(real.network_id),
+        "test": namespace_of(test.network_id),
+        "lab": namespace_of(lab.network_id),
+    }
     with ExitStack() as stack:
         places["world"] = stack.enter_context(outside_world())
         guest = station(stack, test, "front", GUEST)

@@ -208,6 +208,14 @@ class UpdateItemBody(Body):
         default={}, description="network interface → network, or network/subnet"
     )
     addresses: dict[str, str] = Field(default={}, description="network interface → address")
+    test_networks: dict[str, str] = Field(
+        default={},
+        description="of its test VMs: network interface → network set aside for tests, or "
+        'network/subnet, or "isolated"',
+    )
+    test_addresses: dict[str, str] = Field(
+        default={}, description="of its test VMs: network interface → address there"
+    )
     cache_account: str = Field(
         default="", description="of the source's region; changed alone, in a job of its own"
     )
@@ -242,8 +250,11 @@ class RehearsalBody(Body):
     network: str = Field(
         default="",
         max_length=130,
-        description="network of the target region set aside for tests, or network/subnet; "
-        '"": isolated copies of its networks',
+        description="network of the target region set aside for tests, or network/subnet, or "
+        '"isolated"; "": as the item is set, isolated copies of its networks by default',
+    )
+    networks: dict[str, str] = Field(
+        default={}, description="the same of single network interfaces, by name"
     )
 
 

@@ -288,6 +288,7 @@ def start_rehearsal(
         wanted.recovery_point,
         forwards=wanted.forwards,
         network=wanted.network,
+        networks=wanted.networks,
         key=key,
     )
     return accepted(job)

@@ -68,6 +68,7 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
         ("resource group", item.target_resource_group),
         ("networks", networks),
         *_interfaces(item),
+        ("test networks", _tests(item)),
         ("availability set", item.target_availability_set),
         ("disks", ", ".join(_disks(item))),
         ("excluded disks", ", ".join(item.excluded_disks)),
@@ -91,6 +92,16 @@ def show_item(session: Session, name: ItemArgument, vault: VaultOption = None) -
         ("next", _next(item)),
     ]
     session.show(item, lambda: output.print_fields(fields))
+
+
+def _tests(item: ItemView) -> str:
+    """Return where its test VMs' interfaces are; "" for isolated copies, all of them."""
+    nics = item.target.nics if item.test_networks and item.target else ()
+    places = {nic.name: item.test_networks.get(nic.name, "isolated") for nic in nics}
+    addresses = item.test_addresses
+    return ", ".join(
+        f"{n} → {place} {addresses.get(n, '')}".rstrip() for n, place in places.items()
+    )
 
 
 def _cache(item: ItemView) -> str:
@@ -182,6 +193,18 @@ def update_item(
         list[str] | None,
         typer.Option("--address", metavar="NIC=IP", help="Address after failover."),
     ] = None,
+    test_network: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--test-network",
+            metavar="NIC=NETWORK[/SUBNET]",
+            help="In its tests and drills: a network set aside for tests, or isolated.",
+        ),
+    ] = None,
+    test_address: Annotated[
+        list[str] | None,
+        typer.Option("--test-address", metavar="NIC=IP", help="Address there."),
+    ] = None,
     cache_account: Annotated[
         str,
         typer.Option(
@@ -204,6 +227,8 @@ def update_item(
         "target_availability_set": availability_set,
         "target_networks": parse_pairs("--target-network", network or []),
         "addresses": parse_pairs("--address", address or []),
+        "test_networks": parse_pairs("--test-network", test_network or []),
+        "test_addresses": parse_pairs("--test-address", test_address or []),
         "cache_account": cache_account,
     }
     if not any(changes.values()):

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from leeward.cli.arguments import parse_pairs
 from leeward.cli.items import ItemArgument
 from leeward.cli.session import NoWaitOption, Session, VaultOption, command
 from leeward.core.codec import from_plain
+from leeward.core.errors import InvalidRequest
 from leeward.protocol.fabric import VmStatus
 
 
@@ -43,25 +45,35 @@ def rehearse(
         ),
     ] = None,
     network: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             "--network",
-            metavar="NETWORK[/SUBNET]",
-            help="Network of the target region set aside for tests, instead of isolated copies.",
+            metavar="[NIC=]NETWORK[/SUBNET]",
+            help="Network of the target region set aside for tests, or `isolated`: of all "
+            "interfaces, or of one. Else as `leeward item update --test-network` has it.",
         ),
-    ] = "",
+    ] = None,
     vault: VaultOption = None,
     no_wait: NoWaitOption = False,
 ) -> None:
     """Boot a test VM from a recovery point; replication goes on.
 
-    Its networks are isolated copies, unless one set aside for tests is named.
+    Its networks are isolated copies, unless some set aside for tests are named, here or by
+    `leeward item update`.
 
     leeward test-failover web-1 --forward 8080
     """
     found = session.client.find_item(item, vault)
+    for_all = [text for text in network or [] if "=" not in text]
+    if len(for_all) > 1:
+        raise InvalidRequest(f"--network: {' and '.join(for_all)} are both for all interfaces")
+    networks = parse_pairs("--network", [text for text in network or [] if "=" in text])
     job = session.client.test_failover(
-        found, recovery_point, forwards=tuple(forward or ()), network=network
+        found,
+        recovery_point,
+        forwards=tuple(forward or ()),
+        network="".join(for_all),
+        networks=networks,
     )
 
     def done() -> str:

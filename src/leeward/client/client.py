@@ -309,13 +309,20 @@ class Client:
         return self._item_verb(item, "undo-commit", {})
 
     def test_failover(
-        self, item: ItemView, recovery_point: str, *, forwards: tuple[int, ...], network: str = ""
+        self,
+        item: ItemView,
+        recovery_point: str,
+        *,
+        forwards: tuple[int, ...],
+        network: str = "",
+        networks: dict[str, str] | None = None,
     ) -> Job | None:
-        """A test VM is being booted from the point, in isolated networks or one for tests."""
+        """A test VM is being booted from the point, in isolated networks or in some for tests."""
         body: dict[str, object] = {
             "recovery_point": recovery_point,
             "forwards": list(forwards),
             "network": network,
+            "networks": networks or {},
         }
         return self._item_verb(item, "test-failover", body)
 

@@ -64,6 +64,8 @@ def plan_reprotect(
         target_resource_group=origin.resource_group,
         target_network={target: source for source, target in item.target_network.items()},
         target_availability_set=origin.availability_set,
+        test_networks={},  # those of the other region
+        test_addresses={},
         cache_account=check_name(f"{item.vault}-{item.target_region}-cache", field="cache_account"),
         disks=tuple(_turned(mapping) for mapping in item.disks),
         former_disks=tuple(

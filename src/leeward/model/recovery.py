@@ -258,8 +258,8 @@ class FormerDirection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """A test failover: where its VM runs. networks: target network → id of its isolated copy; or
-    the one set aside for tests → its id on the host."""
+    """A test failover: where its VM runs. networks: target network → id of its isolated copy; one
+    set aside for tests → its id on the host."""
 
     recovery_point: str
     region: str
@@ -272,12 +272,24 @@ class Rehearsal:
     group: str = ""
     """The consistency group that is tested, whose test VMs share networks; "": none."""
     nics: tuple[NetworkInterface, ...] = ()
-    """Its interfaces, all in one network set aside for tests; (): in isolated copies."""
+    """Its interfaces, some or all in networks set aside for tests; (): in isolated copies."""
+    copies: tuple[str, ...] = ()
+    """The target networks of those of `nics` that are in isolated copies."""
+
+    @property
+    def reachable(self) -> tuple[NetworkInterface, ...]:
+        """Those of its interfaces that are in networks set aside for tests."""
+        return tuple(nic for nic in self.nics if nic.network not in self.copies)
+
+    @property
+    def set_aside(self) -> tuple[str, ...]:
+        """The networks set aside for tests that it is in."""
+        return tuple(dict.fromkeys(nic.network for nic in self.reachable))
 
     @property
     def test_network(self) -> str:
-        """The network set aside for tests that it is in; "": isolated copies."""
-        return self.nics[0].network if self.nics else ""
+        """The networks set aside for tests that it is in, for people; "": isolated copies."""
+        return ", ".join(self.set_aside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +310,11 @@ class ReplicatedItem:
     target_network: dict[str, str] = field(default_factory=dict)
     """source network → target network."""
     target_availability_set: str = ""
+    test_networks: dict[str, str] = field(default_factory=dict)
+    """Of its test VMs: network interface → network set aside for tests, or network/subnet. All
+    others are in isolated copies."""
+    test_addresses: dict[str, str] = field(default_factory=dict)
+    """network interface of those → address there."""
     target_vm: str = ""
     cache_account: str = ""
     next_cache_account: str = ""
@@ -331,7 +348,7 @@ class ReplicatedItem:
 
 
 def machine_of_test(item: ReplicatedItem, target_vm: VirtualMachine) -> VirtualMachine | None:
-    """Return what occupies a network set aside for tests: the item's test VM, named for people;
+    """Return what occupies networks set aside for tests: the item's test VM, named for people;
     None while it has none there."""
     test = item.rehearsal
     if test is None or not test.nics:
@@ -341,7 +358,7 @@ def machine_of_test(item: ReplicatedItem, target_vm: VirtualMachine) -> VirtualM
         name=f"test VM of {item.name}",
         region=test.region,
         host=test.host,
-        nics=test.nics,
+        nics=test.reachable,
     )
 
 

@@ -1,4 +1,4 @@
-"""Test VMs in a network set aside for tests: which networks may be, and the addresses there.
+"""Test VMs in networks set aside for tests: which networks may be, and the addresses there.
 
 Owns: keeping test VMs and production out of each other's networks. Must not know: isolated copies
 of networks (workflows.rehearsing), how a test VM boots.
@@ -6,51 +6,96 @@ of networks (workflows.rehearsing), how a test VM boots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from leeward.core.errors import Conflict, NotFound
-from leeward.model.resources import NetworkInterface, VirtualMachine, VirtualNetwork
-from leeward.protection.addresses import is_in_subnet, next_address
+from leeward.core.errors import Conflict, InvalidRequest, NotFound
+from leeward.model.resources import NetworkInterface, Subnet, VirtualMachine, VirtualNetwork
+from leeward.protection.addresses import check_address, is_in_subnet, next_address
 from leeward.protection.inventory import Inventory
 
 _FIELD = "network"
+ISOLATED = "isolated"
+"""What is said in place of a network for an isolated copy."""
+
+
+def choose_places(
+    vm: VirtualMachine, setting: Mapping[str, str], network: str, networks: Mapping[str, str]
+) -> dict[str, str]:
+    """Return interface → network, or network/subnet, of those interfaces of the test VM of `vm`
+    that are not in isolated copies. networks: what is asked for one interface; else network: for
+    all; else the item's setting. Raises: InvalidRequest for an interface that is none."""
+    check_interfaces(vm, networks, field="networks")
+    if network not in ("", ISOLATED) and not vm.nics:
+        raise Conflict(f"{vm.name} has no interface to put into network {network}", field=_FIELD)
+    asked = {
+        nic.name: networks.get(nic.name) or network or setting.get(nic.name, "") for nic in vm.nics
+    }
+    return {name: place for name, place in asked.items() if place not in ("", ISOLATED)}
+
+
+def check_interfaces(vm: VirtualMachine, names: Iterable[str], *, field: str) -> None:
+    """Return if the VM has interfaces of these names. Raises: InvalidRequest."""
+    known = {nic.name for nic in vm.nics}
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(f"{vm.name} has no interface {name}", field=field)
 
 
 def plan_test_nics(
-    inventory: Inventory, vm: VirtualMachine, wanted: str
+    inventory: Inventory,
+    vm: VirtualMachine,
+    places: Mapping[str, str],
+    addresses: Mapping[str, str],
+    *,
+    field: str = _FIELD,
 ) -> tuple[NetworkInterface, ...]:
-    """Return the interfaces that the test VM of `vm` gets in the network `wanted` of its region.
+    """Return the interfaces that the test VM of `vm` gets; those without a place stay as they are,
+    for isolated copies.
 
-    wanted: a network's name, or network/subnet; else the subnet is the one of the interface's
-    subnet's name, or the first by name. An address is kept if it is free there, else it is the next
-    free one. Raises: NotFound; Conflict where production is or will be, or the subnet is full.
+    places: interface → network of its region, or network/subnet; else the subnet is the one of the
+    interface's subnet's name, or the first by name. addresses: interface → address there; else its
+    own is kept if it is free there, or it is the next free one. Raises: NotFound; Conflict where
+    production is or will be, where the address is taken, or the subnet is full; InvalidRequest.
     """
-    name, _, subnet_name = wanted.partition("/")
-    network = inventory.network(vm.region, name)
-    if network is None:
-        raise NotFound(
-            f"{_FIELD}: there is no network {name!r} in region {vm.region}",
-            field=_FIELD,
-            hint=f"`leeward network list --region {vm.region}`",
-        )
-    if not vm.nics:
-        raise Conflict(f"{vm.name} has no interface to put into network {name}", field=_FIELD)
-    subnets = {subnet.name: subnet for subnet in network.subnets}
-    if subnet_name and subnet_name not in subnets:
-        raise NotFound(f"{_FIELD}: network {name} has no subnet {subnet_name}", field=_FIELD)
-    if not subnets:
-        raise Conflict(f"{_FIELD}: network {name} has no subnet", field=_FIELD)
-    _check_set_aside(inventory, network, field=_FIELD)
-    taken = set(inventory.taken_addresses(vm.region, name))
+    taken: dict[str, dict[str, str]] = {}
     made = []
     for nic in vm.nics:
-        subnet = subnets.get(subnet_name or nic.subnet) or subnets[min(subnets)]
-        is_kept = is_in_subnet(subnet, nic.address) and nic.address not in taken
-        address = nic.address if is_kept else next_address(subnet, taken)
-        taken.add(address)
+        if nic.name not in places:
+            made.append(nic)
+            continue
+        name, _, subnet_name = places[nic.name].partition("/")
+        subnet = _test_subnet(inventory, vm.region, name, subnet_name or nic.subnet, field=field)
+        if subnet_name not in ("", subnet.name):
+            raise NotFound(f"{field}: network {name} has no subnet {subnet_name}", field=field)
+        there = taken.setdefault(name, dict(inventory.taken_addresses(vm.region, name)))
+        if asked := addresses.get(nic.name):
+            address = check_address(subnet, asked, there, field="test_addresses")
+        else:
+            is_kept = is_in_subnet(subnet, nic.address) and nic.address not in there
+            address = nic.address if is_kept else next_address(subnet, there)
+        there[address] = vm.name
         made.append(replace(nic, network=name, subnet=subnet.name, address=address))
     return tuple(made)
+
+
+def _test_subnet(
+    inventory: Inventory, region: str, name: str, subnet: str, *, field: str
+) -> Subnet:
+    """Return the subnet of that name of a network set aside for tests, else its first by name.
+    Raises: NotFound, Conflict."""
+    network = inventory.network(region, name)
+    if network is None:
+        raise NotFound(
+            f"{field}: there is no network {name!r} in region {region}",
+            field=field,
+            hint=f"`leeward network list --region {region}`",
+        )
+    subnets = {each.name: each for each in network.subnets}
+    if not subnets:
+        raise Conflict(f"{field}: network {name} has no subnet", field=field)
+    _check_set_aside(inventory, network, field=field)
+    return subnets.get(subnet) or subnets[min(subnets)]
 
 
 def check_no_test_vm(inventory: Inventory, region: str, network: str, *, field: str) -> None:

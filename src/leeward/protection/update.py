@@ -14,7 +14,12 @@ from leeward.model.resources import NetworkInterface, VirtualMachine, VirtualNet
 from leeward.protection.addresses import check_address, is_in_subnet, next_address
 from leeward.protection.inventory import Inventory, Protected
 from leeward.protection.options import NO_AVAILABILITY_SET
-from leeward.protection.rehearsal import check_no_test_vm
+from leeward.protection.rehearsal import (
+    check_interfaces,
+    check_no_test_vm,
+    choose_places,
+    plan_test_nics,
+)
 
 CHANGEABLE = frozenset(
     {
@@ -42,6 +47,10 @@ class ItemChanges:
     """network interface → network, or network/subnet."""
     addresses: dict[str, str] = field(default_factory=dict)
     """network interface → address."""
+    test_networks: dict[str, str] = field(default_factory=dict)
+    """network interface → network set aside for tests, or network/subnet, or ISOLATED."""
+    test_addresses: dict[str, str] = field(default_factory=dict)
+    """network interface → address in a test."""
 
 
 def plan_update(inventory: Inventory, protected: Protected, changes: ItemChanges) -> Protected:
@@ -79,7 +88,35 @@ def plan_update(inventory: Inventory, protected: Protected, changes: ItemChanges
         target_availability_set=vm.availability_set,
         target_network=_networks(item, protected.target_vm, vm),
     )
-    return replace(protected, item=item, target_vm=vm)
+    after = replace(protected, item=item, target_vm=vm)
+    if not (changes.test_networks or changes.test_addresses or changes.target_networks):
+        return after
+    return _with_tests(inventory, after, changes)
+
+
+def _with_tests(inventory: Inventory, protected: Protected, changes: ItemChanges) -> Protected:
+    """Return the item with the settings of its test VMs, after looking whether one would get them
+    now. inventory: without the item."""
+    item, vm = protected.item, protected.target_vm
+    check_interfaces(vm, changes.test_networks, field="test_networks")
+    places = choose_places(vm, item.test_networks, "", changes.test_networks)
+    addresses = {
+        name: address
+        for name, address in item.test_addresses.items()
+        if places.get(name) == item.test_networks.get(name)
+    } | changes.test_addresses
+    for name in addresses:
+        if name not in places:
+            raise InvalidRequest(
+                f"{name} is in an isolated copy in tests and keeps its address",
+                field="test_addresses",
+                hint=f"`--test-network {name}=NETWORK` puts it into a network set aside for tests",
+            )
+    item = replace(item, test_networks=places, test_addresses=addresses)
+    alone = replace(protected, item=replace(item, rehearsal=None))
+    known = replace(inventory, protected=(*inventory.protected, alone))
+    plan_test_nics(known, vm, places, addresses, field="test_networks")
+    return replace(protected, item=item)
 
 
 def _name(inventory: Inventory, vm: VirtualMachine, wanted: str) -> str:

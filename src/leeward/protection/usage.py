@@ -39,7 +39,23 @@ def users_of_network(inventory: Inventory, region: str, name: str) -> list[str]:
         return vm.region == region and any(nic.network == name for nic in vm.nics)
 
     users = _vms_and_items(inventory, uses)
-    return users + [vm.name for vm in inventory.test_vms if uses(vm)]
+    users += [vm.name for vm in inventory.test_vms if uses(vm)]
+    return users + users_for_tests(inventory, region, name)
+
+
+def users_for_tests(inventory: Inventory, region: str, name: str, subnet: str = "") -> list[str]:
+    """Return the items whose test VMs are to be in the network; subnet: in just that one."""
+
+    def names_it(place: str) -> bool:
+        network, _, named = place.partition("/")
+        return network == name and subnet in ("", named)
+
+    return [
+        f"test networks of item {protected.item.name}"
+        for protected in inventory.protected
+        if protected.item.target_region == region
+        and any(names_it(place) for place in protected.item.test_networks.values())
+    ]
 
 
 def users_of_set(inventory: Inventory, region: str, name: str) -> list[str]:

@@ -21,6 +21,7 @@ from leeward.model.resources import (
 from leeward.protection.addresses import check_network
 from leeward.protection.inventory import Inventory
 from leeward.protection.rehearsal import check_tests_stay_apart
+from leeward.protection.usage import users_for_tests
 from leeward.protocol.fabric import VmStatus
 from leeward.protocol.messages import Role, Verb
 from leeward.vault.jobs import IdempotencyKey
@@ -252,4 +253,5 @@ def _users_of_subnet(inventory: Inventory, network: VirtualNetwork, subnet: Subn
             if uses(protected.target_vm)
         ),
         *(vm.name for vm in inventory.test_vms if uses(vm)),
+        *users_for_tests(inventory, network.region, network.name, subnet.name),
     ]

@@ -38,7 +38,7 @@ from leeward.workflows.dispatch import Order
 from leeward.workflows.drill_records import keep_result
 from leeward.workflows.job import RunningJob
 from leeward.workflows.monitor import item_target
-from leeward.workflows.rehearsing import BOOT_SECONDS, Rehearsing
+from leeward.workflows.rehearsing import BOOT_SECONDS, Rehearsing, tested
 
 CONSOLE_SECONDS = 30.0
 READ_SECONDS = 24 * 3600.0
@@ -211,7 +211,7 @@ class DrillLooks:
     def _probe_order(self, job: RunningJob, test: DrillArguments, of: str) -> Order:
         rehearsal = test.rehearsal
         with self._bench.vault.read() as records:
-            vm = records.items.by_id(test.item_id).target_vm
+            vm = tested(records.items.by_id(test.item_id).target_vm, rehearsal)
         nic = next((nic for nic in vm.nics if nic.address), None)
         spec = ProbingSpec(
             run_id=_run_id(job, "probe", of),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPException
 
 from leeward.core.codec import to_json, to_plain
@@ -25,6 +25,7 @@ from leeward.workflows.bench import Bench
 from leeward.workflows.dispatch import Order
 from leeward.workflows.engine import Json
 from leeward.workflows.job import RunningJob, StepProgress
+from leeward.workflows.rehearsing import tested as tested_machine
 from leeward.workflows.specs import network_id
 
 _SLACK_SECONDS = 30.0
@@ -142,7 +143,7 @@ class PlanActions:
             return found.value, {}
         if rehearsal is None:
             raise Conflict(f"{item.name} has no test VM any more")
-        return replace(record.target_vm, host=rehearsal.host), rehearsal.networks
+        return tested_machine(record.target_vm, rehearsal), rehearsal.networks
 
     # --- approvals
 

@@ -5,7 +5,7 @@ Owns: the two verbs and their steps. Must not know: what makes a test VM (rehear
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from leeward.core.codec import to_plain
@@ -57,10 +57,11 @@ class RehearsalVerbs:
         forwards: tuple[int, ...] = (),
         together: Together | None = None,
         network: str = "",
+        networks: Mapping[str, str] | None = None,
         key: IdempotencyKey | None = None,
     ) -> Job:
         """Return the job that boots the item's test VM from `wanted`, together with others if so,
-        in a network set aside for tests if one is given.
+        in networks set aside for tests as in Rehearsing.begin.
 
         Raises: NotFound; Conflict while a test VM is there, the item is not being replicated, or
         the network is one of production; Unavailable when no host of the target region answers.
@@ -71,7 +72,9 @@ class RehearsalVerbs:
 
         def prepare(records: Records) -> RehearsalArguments:
             record = records.items.get(vault, name)
-            rehearsal, _ = self._rehearsing.begin(records, record, wanted, together, network)
+            rehearsal, _ = self._rehearsing.begin(
+                records, record, wanted, together, network, networks
+            )
             return RehearsalArguments(
                 item_id=record.item.id, rehearsal=rehearsal, forwards=forwards
             )
@@ -144,7 +147,7 @@ class RehearsalVerbs:
             "host": rehearsal.host,
             "recovery_point": rehearsal.recovery_point,
             "network": rehearsal.test_network,
-            "addresses": {nic.name: nic.address for nic in rehearsal.nics},
+            "addresses": {nic.name: nic.address for nic in rehearsal.reachable},
             "status": to_plain(status),
         }
 
@@ -169,7 +172,7 @@ class RehearsalVerbs:
         rehearsal = arguments.rehearsal
         where = "reachable by nobody outside its networks"
         if rehearsal.nics:
-            addresses = ", ".join(nic.address for nic in rehearsal.nics)
+            addresses = ", ".join(nic.address for nic in rehearsal.reachable)
             where = f"in network {rehearsal.test_network} at {addresses}"
         self._rehearsing.record_running(arguments.item_id, rehearsal, where)
         return {}

@@ -3,7 +3,7 @@
 Owns: what a test VM is and that nothing of it is left. Must not know: how a host boots one, what is
 done with it meanwhile. The item goes on being replicated; the test VM lives in networks of its own,
 with the same addresses and no way out: no tunnel to other hosts, no bridge out there, no address
-translation. Or, where that is asked for, in a network of the region that is set aside for tests.
+translation. Or, where that is asked for, in networks of the region that are set aside for tests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from leeward.failover.disks import with_all_disks
 from leeward.failover.select import select_point
 from leeward.model.recovery import ItemState, RecoveryPoint, Rehearsal, check_is
 from leeward.model.resources import Outbound, VirtualMachine, VirtualNetwork
-from leeward.protection.rehearsal import plan_test_nics
+from leeward.protection.rehearsal import choose_places, plan_test_nics
 from leeward.protocol.fabric import BootSpec, NetworkSpec, VmSpec
 from leeward.protocol.messages import Role, Verb
 from leeward.vault.items import ItemRecord
@@ -68,10 +68,12 @@ class Rehearsing:
         wanted: str,
         together: Together | None = None,
         network: str = "",
+        networks: Mapping[str, str] | None = None,
     ) -> tuple[Rehearsal, RecoveryPoint]:
         """Return where the item's test VM will be and the point it boots from; the item says so
         from now on. together: with whom; None: it stands alone. network: the one set aside for
-        tests that it is put into, or network/subnet; "": isolated copies of its networks.
+        tests that it is put into, or network/subnet, or ISOLATED; networks: the same of single
+        interfaces. What neither says is as the item is set, normally an isolated copy.
 
         Raises: NotFound; Conflict while a test VM is there, or the item is not being replicated, or
         the network is not for tests; Unavailable when no host of the target region answers.
@@ -81,8 +83,10 @@ class Rehearsing:
         points = [p for p in records.points.listed(record.item.id) if p.id not in damaged]
         point = select_point(points, wanted, item=record.item.name)
         rehearsal = self._plan(records, record, point, together)
-        if network:
-            rehearsal = self._placed(records, record, rehearsal, network)
+        item, vm = record.item, record.target_vm
+        places = choose_places(vm, item.test_networks, network, networks or {})
+        if places:
+            rehearsal = self._placed(records, record, rehearsal, places)
         records.items.update(replace(record, item=replace(record.item, rehearsal=rehearsal)))
         return rehearsal, point
 
@@ -113,9 +117,7 @@ class Rehearsing:
             networks = networks_by_name(records, rehearsal.region)
             accounts = accounts_by_name(records, rehearsal.region)
             set_aside = self._set_aside(records, rehearsal, agent)
-        nics = rehearsal.nics or record.target_vm.nics
-        target_vm = replace(record.target_vm, host=rehearsal.host, nics=nics)
-        item, vm = with_all_disks(record.item, target_vm)
+        item, vm = with_all_disks(record.item, tested(record.target_vm, rehearsal))
         replicas = replica_disks(item, vm, accounts)
         installation = self._bench.installation
         machine = vm_spec(installation, vm, networks, accounts)
@@ -126,9 +128,13 @@ class Rehearsing:
             catalog_url=replicas[0].target_url,
             replicas=replicas,
             vm=replace(_test_vm(machine, vm, rehearsal), forwards=forwards),
-            networks=set_aside
-            or tuple(
-                isolated(installation, networks[name], rehearsal) for name in rehearsal.networks
+            networks=(
+                *set_aside,
+                *(
+                    isolated(installation, networks[name], rehearsal)
+                    for name in rehearsal.networks
+                    if name not in rehearsal.set_aside
+                ),
             ),
             hydrates=hydrates,
             is_varied=item.has_varied_disks,
@@ -153,7 +159,7 @@ class Rehearsing:
             agent = records.nodes.find(Role.AGENT, rehearsal.region, rehearsal.host)
             if agent is None:
                 return []
-            there = networks_by_name(records, rehearsal.region) if rehearsal.nics else {}
+            there = set(networks_by_name(records, rehearsal.region)) & set(rehearsal.set_aside)
         networks = [its_id for name, its_id in rehearsal.networks.items() if name not in there]
         arguments: Json = {"vm_id": rehearsal.vm_id, "networks": networks}
         order = Order(
@@ -230,29 +236,55 @@ class Rehearsing:
         )
 
     def _placed(
-        self, records: Records, record: ItemRecord, rehearsal: Rehearsal, network: str
+        self,
+        records: Records,
+        record: ItemRecord,
+        rehearsal: Rehearsal,
+        places: Mapping[str, str],
     ) -> Rehearsal:
-        """Return the test in the network set aside for it. Raises: NotFound, Conflict."""
-        region, name = rehearsal.region, network.partition("/")[0]
-        check_staying(records, VirtualNetwork, region, name)
-        nics = plan_test_nics(load_inventory(records, [region]), record.target_vm, network)
-        known = network_id(self._bench.installation, region, name, rehearsal.host)
-        return replace(rehearsal, networks={name: known}, nics=nics)
+        """Return the test with the interfaces that have a place in networks set aside for tests.
+        Raises: NotFound, Conflict."""
+        region, item = rehearsal.region, record.item
+        own = {
+            name: address
+            for name, address in item.test_addresses.items()
+            if places.get(name) == item.test_networks.get(name)
+        }
+        nics = plan_test_nics(load_inventory(records, [region]), record.target_vm, places, own)
+        set_aside = dict.fromkeys(nic.network for nic in nics if nic.name in places)
+        for name in set_aside:
+            check_staying(records, VirtualNetwork, region, name)
+        copies = tuple(dict.fromkeys(nic.network for nic in nics if nic.name not in places))
+        installation = self._bench.installation
+        ids = {name: rehearsal.networks[name] for name in copies}
+        for name in set_aside:
+            ids[name] = network_id(installation, region, name, rehearsal.host)
+        return replace(rehearsal, networks=ids, nics=nics, copies=copies)
 
     def _set_aside(
         self, records: Records, rehearsal: Rehearsal, agent: NodeRecord
     ) -> tuple[NetworkSpec, ...]:
-        """Return the network set aside for tests as its host is told of it, (): isolated copies."""
-        if not rehearsal.nics:
-            return ()
-        network = records.resources.get(VirtualNetwork, rehearsal.region, rehearsal.test_network)
-        return (host_network(self._bench, records, network.value, agent),)
+        """Return its networks set aside for tests as its host is told of them."""
+        return tuple(
+            host_network(
+                self._bench,
+                records,
+                records.resources.get(VirtualNetwork, rehearsal.region, name).value,
+                agent,
+            )
+            for name in rehearsal.set_aside
+        )
 
     def _agent(self, records: Records, rehearsal: Rehearsal) -> NodeRecord:
         agent = records.nodes.find(Role.AGENT, rehearsal.region, rehearsal.host)
         if agent is None:
             raise Unavailable(f"host {rehearsal.host} of {rehearsal.region} is not enrolled")
         return agent
+
+
+def tested(vm: VirtualMachine, rehearsal: Rehearsal) -> VirtualMachine:
+    """Return the VM that a failover would make, where its test VM is."""
+    return replace(vm, host=rehearsal.host, nics=rehearsal.nics or vm.nics)
 
 
 def _check_testable(record: ItemRecord) -> None:

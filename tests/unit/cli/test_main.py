@@ -137,6 +137,22 @@ def test_planned_failover_reprotect_and_undo_are_what_was_typed(api: Api, capsys
     ]
 
 
+def test_networks_of_tests_are_what_was_typed(api: Api, capsys: Capture) -> None:
+    api.changes = lambda request: httpx.Response(202, json=job("running"))
+    api.pages["jobs/job-1"] = job("succeeded")
+    places = ["--network", "isolated", "--network", "front=lab/blue"]
+    assert run(["test-failover", "web-1", *places]) == 0
+    asked = api.seen[-1][2]
+    assert (asked["network"], asked["networks"]) == ("isolated", {"front": "lab/blue"})
+    assert run(["test-failover", "web-1", "--network", "lab", "--network", "yard"]) == 2
+    assert "lab and yard are both for all interfaces" in capsys.readouterr().err
+    setting = ["--test-network", "front=lab", "--test-address", "front=10.0.0.9"]
+    assert run(["item", "update", "web-1", *setting]) == 0
+    asked = api.seen[-1][2]
+    assert asked["test_networks"] == {"front": "lab"}
+    assert asked["test_addresses"] == {"front": "10.0.0.9"}
+
+
 def test_protecting_several_says_where_each_is_protected_and_what_failed(
     api: Api, capsys: Capture
 ) -> None:
