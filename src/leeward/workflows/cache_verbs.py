@@ -166,9 +166,10 @@ class CacheVerbs:
 
     def _changed(self, arguments: CacheArguments) -> Json:
         with self._bench.vault.write() as records:
-            record = records.items.by_id(arguments.item_id)
-            if record.item.next_cache_account:
-                record = _with_cache(_changing(records, arguments), arguments)
+            known = records.items.by_id(arguments.item_id)
+            record = _with_cache(known, arguments)
+            if record != known:
+                _changing(records, arguments)
                 records.items.update(record)
                 self._bench.record_event(
                     records,
@@ -182,7 +183,7 @@ class CacheVerbs:
     def _kept(self, arguments: CacheArguments) -> Json:
         with self._bench.vault.write() as records:
             record = records.items.find(arguments.item_id)
-            if record is not None and record.item.next_cache_account:
+            if record is not None and record.item.next_cache_account == arguments.account:
                 item = replace(record.item, next_cache_account="")
                 records.items.update(replace(record, item=item))
         return {}
@@ -206,17 +207,18 @@ def _ready_account(records: Records, region: str, name: str) -> StorageAccount:
 
 
 def _following(records: Records, arguments: CacheArguments) -> ItemRecord | None:
-    """Return the item if it is replicated on, as it was when this began."""
+    """Return the item if it is replicated on, whatever came between."""
     record = records.items.find(arguments.item_id)
     if record is None or not record.is_replicating or record.item.state not in FOLLOWING:
         return None
-    return record if record.item.epoch == arguments.epoch else None
+    return record
 
 
 def _changing(records: Records, arguments: CacheArguments) -> ItemRecord:
     """Return the item. Raises: Conflict when a failover or its end has come between."""
     record = _following(records, arguments)
-    if record is None:
+    now = (record.item.epoch, record.item.next_cache_account) if record else None
+    if record is None or now != (arguments.epoch, arguments.account):
         raise Conflict("the item is not replicated any more as it was", field="state")
     return record
 

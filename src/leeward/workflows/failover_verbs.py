@@ -119,7 +119,7 @@ class FailoverVerbs:
         worker = self._worker(records, record)
         doubted = self._doubted_host(records, record)
         host = doubted.host if doubted else self._host(records, record)
-        item = replace(record.item, state=ItemState.FAILING_OVER, problem="")
+        item = replace(record.item, state=ItemState.FAILING_OVER, problem="", next_cache_account="")
         if not plan.is_planned:  # else the source goes on under its epoch, up to its last write
             item = replace(item, epoch=plan.epoch)
         records.items.update(

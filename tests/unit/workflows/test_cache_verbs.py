@@ -147,6 +147,26 @@ def test_a_failover_meanwhile_goes_first(made: Site) -> None:
         assert made.asked[verb] == asked[verb]
 
 
+def test_a_source_that_goes_on_under_another_epoch_is_not_left_held(made: Site) -> None:
+    job = change(made)
+    assert not made.engine.run(job.id, kill_at=0, after_action=True)
+    assert made.last[Verb.REPLICATION_START]["is_held"] is True
+    with made.vault.write() as records:  # failed over and turned round twice meanwhile
+        (found,) = records.items.listed()
+        records.items.update(replace(found, item=replace(found.item, epoch=7)))
+    assert made.run(job).state is JobState.FAILED
+    told = made.last[Verb.REPLICATION_START]
+    assert (told["is_held"], told["epoch"]) == (False, 7)
+    assert item(made).cache_account == MADE
+
+
+def test_a_failover_ends_the_change_at_once(made: Site) -> None:
+    """Whatever of the source goes on should the failover fail does so with nothing held back."""
+    change(made)
+    made.service.failovers.failover("main", "web-1", "latest")
+    assert item(made).next_cache_account == ""
+
+
 def test_a_catalog_never_says_that_it_goes_over(made: Site) -> None:
     """A vault made anew from it has no job that would end it."""
     change(made)
