@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,6 +22,7 @@ from tests.integration.storage_daemon import wait_until
 
 from leeward.core.clock import SystemClock
 from leeward.mobility import link, thaw_guard
+from leeward.mobility.standby import start_standby
 from leeward.mobility.thaw_client import guard_of, thaw_left_guests
 from leeward.mobility.thaw_guard import Guard
 
@@ -263,6 +265,33 @@ def test_a_guard_that_is_killed_has_its_guest_thawed_with_no_agent_about(
         wait_until(partial(is_over, channel), "the guest is thawed", seconds=60)
     assert channel.asked == ["freeze", "thaw"]
     assert channel.said() == {"problem": "the thaw guard died", "is_over": True}
+
+
+def test_the_second_process_is_out_of_the_group_when_the_guest_is_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However late it gets its turn: what is sent to the group in between would end both."""
+    setsid = os.setsid
+
+    def late() -> None:
+        time.sleep(0.5)
+        setsid()
+
+    monkeypatch.setattr(os, "setsid", late)
+    second = start_standby(lambda problem: None, silent_seconds=60)
+    try:
+        assert os.getpgid(second.pid) == second.pid
+    finally:
+        second.end()
+
+
+def test_a_second_process_that_ends_at_once_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "setsid", fail)
+    with pytest.raises(OSError, match="it has ended"):
+        start_standby(lambda problem: None, silent_seconds=60)
 
 
 def test_a_full_disk_leaves_no_guest_frozen(make: Make) -> None:

@@ -6,6 +6,7 @@ is done, but its name. Standard library only; used by thaw_guard.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -42,17 +43,28 @@ class Standby:
 
 def start_standby(take_over: Callable[[str], None], *, silent_seconds: float) -> Standby:
     """Fork the second process: it calls `take_over`, with what happened, once this one has died or
-    has been silent for so long. Call it before there are threads. Raises: OSError."""
+    has been silent for so long. It is there, and out of this one's group, when this returns. Call
+    it before there are threads. Raises: OSError."""
     reading, writing = os.pipe()
+    hearing, telling = os.pipe()
     first = os.getpid()
     pid = os.fork()
     if pid:
         os.close(reading)
-        return Standby(pid, writing)
+        os.close(telling)
+        standby = Standby(pid, writing)
+        is_there = os.read(hearing, 1)
+        os.close(hearing)
+        if not is_there:
+            standby.end()
+            raise OSError(errno.ECHILD, "it has ended")
+        return standby
     status = 1
     try:
         os.setsid()  # what is sent to the first one's group does not end this one
-        os.close(writing)
+        os.write(telling, _ALIVE)
+        for each in (hearing, telling, writing):
+            os.close(each)
         problem = _wait_problem(reading, first, silent_seconds)
         if problem:
             take_over(problem)
