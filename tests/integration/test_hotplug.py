@@ -19,7 +19,7 @@ from tests.integration.storage_daemon import wait_until
 
 from leeward.agent.replication import Replications
 from leeward.agent.trimming import Trimming
-from leeward.core.errors import Conflict, InvalidRequest
+from leeward.core.errors import Conflict, HypervisorRefused, InvalidRequest
 from leeward.core.units import MIB
 from leeward.fabric.qemu_driver import QemuDriver
 from leeward.mobility.replicator import Places, Replicator, Tuning
@@ -28,6 +28,7 @@ from leeward.mobility.trim import trim_guest
 from leeward.model.recovery import Consistency
 from leeward.object_store.file import create_file_store
 from leeward.protocol.fabric import ReplicationSpec, TrimSpec, VmSpec
+from leeward.qemu import hotplug
 from leeward.replica.manifest import CutManifest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -223,6 +224,50 @@ def test_an_agent_killed_while_it_adds_a_disk_leaves_none(host: Rig) -> None:
     assert not os.listdir(extra.directory)
     assert successor.add_disk("empty", extra).disk_sizes["extra"] == SIZE
     assert successor.grow_disk("empty", "extra", 2 * SIZE).disk_sizes["extra"] == 2 * SIZE
+
+
+def half_make(driver: QemuDriver, disk: str) -> None:
+    """Leave the disk as an attempt does that a silent QEMU, or a kill, has cut short."""
+    driver._vms.put("empty", replace(driver._record("empty"), half_made=disk))
+
+
+def test_a_disk_that_was_half_made_and_is_added_again_stays(host: Rig) -> None:
+    """It was reported as added, written to, and taken away when an agent next started."""
+    driver = host.driver(is_privileged=False)
+    driver.create_vm(host.empty_vm(), paused=True)
+    extra, other = host.disk("extra", size_bytes=SIZE), host.disk("other", size_bytes=SIZE)
+    driver.stop_vm("empty", force=True)
+    driver.add_disk("empty", extra)
+    half_make(driver, "extra")
+    driver.add_disk("empty", extra)
+    (image,) = Path(extra.directory).glob("*extra*")
+    image.write_bytes(b"x" * SIZE)
+    assert host.driver(is_privileged=False).remove_leftovers() == ()
+    assert image.read_bytes() == b"x" * SIZE
+
+    half_make(driver, "extra")  # and one that nobody adds again is no disk of the VM
+    driver.add_disk("empty", other)
+    assert {disk.name for disk in driver._record("empty").spec.disks} == {"system", "data", "other"}
+    half_make(driver, "other")
+    driver.start_vm("empty", paused=True)
+    assert {node.disk for node in driver.disk_nodes("empty")} == {"system", "data"}
+    assert host.driver(is_privileged=False).remove_leftovers() == ()
+
+
+def test_a_disk_that_somebody_uses_is_not_removed_later(
+    host: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = host.driver(is_privileged=False)
+    driver.create_vm(host.empty_vm(), paused=True)
+    extra = host.disk("extra", size_bytes=SIZE)
+    driver.add_disk("empty", extra)
+    monkeypatch.setattr(hotplug, "unplug", lambda session, disk: None)  # the guest has let go
+    with pytest.raises(HypervisorRefused, match="in use"):
+        driver.remove_disk("empty", "extra")
+    driver.stop_vm("empty", force=True)
+    driver.start_vm("empty", paused=True)
+    assert host.driver(is_privileged=False).remove_leftovers() == ()
+    assert "extra" in {node.disk for node in driver.disk_nodes("empty")}
 
 
 def test_space_that_a_replicated_guest_discards_is_given_back(host: Rig) -> None:

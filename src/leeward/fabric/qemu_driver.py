@@ -146,6 +146,7 @@ class QemuDriver:
             if self._processes.process(files) is not None and self._processes.is_halted(files):
                 self._processes.end(files, force=False)
             if self._processes.process(files) is None:
+                record = self._disks.settle(record)
                 admission.check_memory(record.spec, available_memory_mib())
                 self._vms.put(vm_id, replace(record, phase=Phase.STARTING))
                 try:
@@ -389,22 +390,32 @@ class QemuDriver:
             if record.phase in (Phase.CREATING, Phase.DELETING):
                 self._remove(record)
                 return f"VM {vm_id}, left half-made or half-deleted, was removed"
-            if record.half_made:
-                name = record.half_made
-                self._disks.settle(record)
-                return f"disk {name} of VM {vm_id}, left half-added or half-removed, was removed"
+            settled, record = self._settle_disks(record)
             process = self._processes.process(files)
             if record.phase is Phase.STARTING:
                 self._processes.end(files, force=True)
                 self._vms.put(vm_id, replace(record, phase=Phase.READY))
-                return f"VM {vm_id}, left half-started, was stopped"
+                return f"VM {vm_id}, left half-started, was stopped{settled and '; '}{settled}"
             if process is None:
                 self._networks.way.stop_forwarding(files.home)
-                return ""
+                return settled
             forwards = self._networks.way.forward(files.home, record.spec, process, record.forwards)
             if forwards != record.forwards:
                 self._vms.put(vm_id, replace(record, forwards=forwards))
-            return ""
+            return settled
+
+    def _settle_disks(self, record: VmRecord) -> tuple[str, VmRecord]:
+        """Return what was done about a half-made disk, "" for nothing, and the record of after."""
+        name = record.half_made
+        if not name:
+            return "", record
+        what = f"disk {name} of VM {record.spec.vm_id}, left half-added or half-removed,"
+        try:
+            return f"{what} was removed", self._disks.settle(record)
+        except (
+            LeewardError
+        ) as error:  # the VM's other disks, and its forwards, need not wait for it
+            return f"{what} is still there: {error}", record
 
     # -- small answers -----------------------------------------------------------------------------
 

@@ -76,6 +76,7 @@ class VmDisks:
         Raises: Conflict, InvalidRequest, HypervisorRefused, Unavailable; then there is nothing of
         it.
         """
+        record = self.settle(record)  # what is half-made is taken away when the agent next starts
         vm_id = record.spec.vm_id
         if any(known.name == disk.name for known in record.spec.disks):
             if disk_spec(record, disk.name) != disk:
@@ -101,6 +102,7 @@ class VmDisks:
 
         Raises: Conflict for the disk it boots from; HypervisorRefused when the guest keeps it.
         """
+        record = self.settle(record)
         self._check_removable(record, name)
         session = self._session(record)
         if session is not None:
@@ -109,9 +111,13 @@ class VmDisks:
     def remove(self, record: VmRecord, name: str) -> None:
         """The VM has no such disk, and its image is gone. Idempotent. Raises: as `unplug`;
         HypervisorRefused while somebody mirrors it."""
+        record = self.settle(record)
         if all(disk.name != name for disk in record.spec.disks):
             return
         self.unplug(record, name)
+        session = self._session(record)
+        if session is not None:  # before it is written down: a disk that is refused stays one
+            hotplug.drop_nodes(session, machine_disk(record, name))
         begun = replace(record, half_made=name)
         self._vms.put(record.spec.vm_id, begun)
         self.settle(begun)
@@ -124,6 +130,7 @@ class VmDisks:
         Raises: InvalidRequest when it would shrink; Conflict while it is not local;
         HypervisorRefused while somebody mirrors or exports it; Unavailable.
         """
+        record = self.settle(record)
         disk = disk_spec(record, name)
         path, image_format = image_of(record, name), format_of(record, name)
         size_before = disks.image_size(path, image_format)
