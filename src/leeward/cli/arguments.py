@@ -5,6 +5,7 @@ Owns: the little grammars of options. Must not know: what is done with the value
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from leeward.core.errors import InvalidRequest
@@ -108,6 +109,13 @@ def parse_duration(text: str, *, field: str) -> int:
     if not number.isdigit() or unit not in _SECONDS:
         raise InvalidRequest(f"{field}: {text!r} is not a duration", hint="like 90s, 10m, 2h or 1d")
     return int(number) * _SECONDS[unit]
+
+
+def parse_seconds(text: str, *, field: str) -> float:
+    """Return seconds for a duration, or for a plain number with decimals."""
+    if re.fullmatch(r"\d+\.\d+", text.strip()):
+        return float(text)
+    return float(parse_duration(text, field=field))
 
 
 def parse_tier(text: str) -> RetentionTier:

@@ -15,6 +15,7 @@ from leeward.cli import output
 from leeward.cli.arguments import (
     parse_bandwidth,
     parse_duration,
+    parse_seconds,
     parse_tier,
 )
 from leeward.cli.session import Session, command
@@ -78,7 +79,12 @@ def create_policy(
     name: PolicyArgument,
     vault: PolicyVaultOption = DEFAULT_VAULT,
     cut_interval: Annotated[
-        float | None, typer.Option("--cut-interval", help="Seconds between recovery points: 1.")
+        str | None,
+        typer.Option(
+            "--cut-interval",
+            metavar="DURATION",
+            help="Between two recovery points: 1s (unless said), 0.5, 1m.",
+        ),
     ] = None,
     tier: Annotated[
         list[str] | None,
@@ -97,13 +103,18 @@ def create_policy(
         typer.Option("--encryption", help="none (unless said) or aes-256-gcm, by the vault's key."),
     ] = None,
     rpo_alert: Annotated[
-        float | None, typer.Option("--rpo-alert", help="Seconds of RPO worth an alert: 30.")
+        str | None,
+        typer.Option(
+            "--rpo-alert", metavar="DURATION", help="The RPO worth an alert: 30s (unless said)."
+        ),
     ] = None,
     shared_interval: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--shared-interval",
-            help="Seconds between two points that the items of a consistency group share: 60.",
+            metavar="DURATION",
+            help="Between two points that the items of a consistency group share: 1m (unless "
+            "said).",
         ),
     ] = None,
     bandwidth: Annotated[
@@ -139,12 +150,12 @@ def create_policy(
     leeward policy create gold --cut-interval 1 --tier all:10m --tier 1m:2h --tier 1h:7d
     """
     asked: dict[str, Any] = {
-        "cut_interval_seconds": cut_interval,
+        "cut_interval_seconds": _seconds(cut_interval, "--cut-interval"),
         "tiers": tuple(parse_tier(each) for each in tier) if tier else None,
         "compression": compression,
         "encryption": encryption,
-        "rpo_alert_seconds": rpo_alert,
-        "shared_interval_seconds": shared_interval,
+        "rpo_alert_seconds": _seconds(rpo_alert, "--rpo-alert"),
+        "shared_interval_seconds": _seconds(shared_interval, "--shared-interval"),
         "bandwidth": tuple(parse_bandwidth(each) for each in bandwidth) if bandwidth else None,
         "app_consistent_seconds": None
         if app_consistent is None
@@ -175,6 +186,10 @@ def _policy_before(session: Session, vault: str, name: str) -> Policy:
         return session.client.policy(vault, name)
     except NotFound:
         return Policy(name=name)
+
+
+def _seconds(text: str | None, option: str) -> float | None:
+    return None if text is None else parse_seconds(text, field=option)
 
 
 def _every(seconds: int) -> str:

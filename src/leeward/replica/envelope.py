@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from leeward.core.codec import from_json, to_json
-from leeward.core.errors import InvalidRequest, NotFound, ObjectMissing, SegmentCorrupt
+from leeward.core.errors import InvalidRequest, SegmentCorrupt
 from leeward.object_store.store import Buffer, ObjectStore
 from leeward.replica.sealing import (
     AES_256_GCM,
@@ -117,14 +117,3 @@ def read_small_object(store: ObjectStore, name: str) -> bytes:
     if len(data) > limit:
         raise SegmentCorrupt(f"object {name} is too big")
     return data
-
-
-def read_named_object(store: ObjectStore, name: str) -> bytes:
-    """As `read_small_object`, for an object that another one names.
-
-    Raises: ObjectMissing, SegmentCorrupt.
-    """
-    try:
-        return read_small_object(store, name)
-    except NotFound as error:
-        raise ObjectMissing(f"object {name} is gone though it is still in use") from error

@@ -89,7 +89,6 @@ class EncodedSegment:
     parts: list[bytes | memoryview]
     bytes: int
     sha256: str
-    logical_bytes: int
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ def encode_segment(
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    return EncodedSegment(parts, sum(map(len, parts)), digest.hexdigest(), data_bytes)
+    return EncodedSegment(parts, sum(map(len, parts)), digest.hexdigest())
 
 
 def decode_segment(

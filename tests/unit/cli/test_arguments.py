@@ -86,6 +86,11 @@ def test_tiers_and_durations() -> None:
     for text in ("10x", "", "m", "1.5h"):
         with pytest.raises(InvalidRequest):
             arguments.parse_duration(text, field="x")
+    for text, seconds in {"1": 1.0, "0.25": 0.25, "2s": 2.0, "1m": 60.0}.items():
+        assert arguments.parse_seconds(text, field="x") == seconds
+    for text in ("nan", "-1", "1e3", "0.5m", "inf", ""):
+        with pytest.raises(InvalidRequest, match="--rpo-alert"):
+            arguments.parse_seconds(text, field="--rpo-alert")
 
 
 def test_pairs() -> None:
