@@ -74,9 +74,9 @@ def patch_machine(
 
 
 @router.delete(_BASE + "/{name}", status_code=HTTPStatus.ACCEPTED, response_model=Job)
-def delete_machine(service: ServiceOf, region: NamePart, name: NamePart) -> Response:
+def delete_machine(service: ServiceOf, key: KeyOf, region: NamePart, name: NamePart) -> Response:
     """The virtual machine and its disks are being removed; refused while an item needs it."""
-    return accepted(service.machines.delete(region, name))
+    return accepted(service.machines.delete(region, name, key))
 
 
 @router.post(_BASE + "/{name}/start", status_code=HTTPStatus.ACCEPTED, response_model=Job)

@@ -292,12 +292,14 @@ def delete_availability_set(service: ServiceOf, region: NamePart, name: NamePart
 
 
 @router.delete("/regions/{region}/networks/{name}", status_code=HTTPStatus.ACCEPTED)
-def delete_network(service: ServiceOf, region: NamePart, name: NamePart) -> Response:
+def delete_network(service: ServiceOf, key: KeyOf, region: NamePart, name: NamePart) -> Response:
     """The network is being removed; refused while it is used."""
-    return accepted(service.resources.delete_real(VirtualNetwork, region, name))
+    return accepted(service.resources.delete_real(VirtualNetwork, region, name, key))
 
 
 @router.delete("/regions/{region}/storage-accounts/{name}", status_code=HTTPStatus.ACCEPTED)
-def delete_storage_account(service: ServiceOf, region: NamePart, name: NamePart) -> Response:
+def delete_storage_account(
+    service: ServiceOf, key: KeyOf, region: NamePart, name: NamePart
+) -> Response:
     """The storage account is being removed, with all that is in it; refused while it is used."""
-    return accepted(service.resources.delete_real(StorageAccount, region, name))
+    return accepted(service.resources.delete_real(StorageAccount, region, name, key))

@@ -162,10 +162,10 @@ def protect(service: ServiceOf, key: KeyOf, vault: NamePart, body: bodies.Protec
 
 @router.delete(_ITEMS + "/{item}", status_code=HTTPStatus.ACCEPTED, response_model=Job)
 def disable(
-    service: ServiceOf, vault: NamePart, item: NamePart, delete_replica: bool = False
+    service: ServiceOf, key: KeyOf, vault: NamePart, item: NamePart, delete_replica: bool = False
 ) -> Response:
     """Protection is being ended; with `delete_replica` what was stored in the target goes too."""
-    return accepted(service.disabling.disable(vault, item, delete_replica=delete_replica))
+    return accepted(service.disabling.disable(vault, item, delete_replica=delete_replica, key=key))
 
 
 @router.post(_ITEMS + "/{item}/update", status_code=HTTPStatus.ACCEPTED, response_model=Job)

@@ -57,10 +57,12 @@ class DisableVerbs:
 
         Raises: NotFound, Conflict.
         """
-        with self._bench.vault.read() as records:
-            item_id = records.items.get(vault, name).item.id
-            under_way = records.jobs.open_of_item(item_id)
-        if job := next((job for job in under_way if job.verb == "item.disable"), None):
+
+        def find(records: Records) -> Job | None:
+            under_way = records.jobs.open_of_item(records.items.get(vault, name).item.id)
+            return next((job for job in under_way if job.verb == "item.disable"), None)
+
+        if job := self._jobs().join(key, find):
             return job
 
         def prepare(records: Records) -> DisableArguments:

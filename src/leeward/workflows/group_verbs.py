@@ -96,7 +96,7 @@ class GroupVerbs:
         is just being made.
         """
         target = f"resource-group/{region}/{name}"
-        if job := self._jobs().under_way("resource-group.delete", target):
+        if job := self._jobs().join_on(key, "resource-group.delete", target):
             return job
 
         def prepare(records: Records) -> GroupContents:

@@ -130,10 +130,21 @@ class Jobs:
         self._start(job_id)
         return job
 
-    def under_way(self, verb: str, target: str) -> Job | None:
-        """Return the job of that verb on that target that has not ended, or None."""
-        with self._bench.vault.read() as records:
-            return records.jobs.open_on(verb, target)
+    def join(self, key: IdempotencyKey | None, find: Callable[[Records], Job | None]) -> Job | None:
+        """Return the job that the key stands for, else the one under way that `find` returns; the
+        key stands for that from now on, also when the job and what it was about are gone."""
+        with self._bench.vault.write() as records:
+            before = records.jobs.job_of_key(key) if key else None
+            if before:
+                return records.jobs.get(before)
+            job = find(records)
+            if job and key:
+                records.jobs.keep_key(key, job.id, now_ns=self._bench.clock.now_ns())
+            return job
+
+    def join_on(self, key: IdempotencyKey | None, verb: str, target: str) -> Job | None:
+        """As `join`: the job of that verb on that target that has not ended."""
+        return self.join(key, lambda records: records.jobs.open_on(verb, target))
 
     def cancel(self, job_id: str) -> Job:
         """Return the job, which ends at its next step and undoes what it did. Raises: NotFound,

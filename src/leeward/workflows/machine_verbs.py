@@ -76,7 +76,7 @@ class MachineVerbs:
         if existing is not None and existing.requested == requested:
             if existing.state is ResourceState.READY:
                 return None
-            if job := self._jobs().under_way("vm.create", target):
+            if job := self._jobs().join_on(key, "vm.create", target):
                 return job
 
         def prepare(records: Records) -> MachineArguments:
@@ -106,7 +106,7 @@ class MachineVerbs:
         Raises: NotFound; Conflict while an item needs it.
         """
         target = machine_target(region, name)
-        if job := self._jobs().under_way("vm.delete", target):
+        if job := self._jobs().join_on(key, "vm.delete", target):
             return job
 
         def prepare(records: Records) -> MachineArguments:

@@ -101,7 +101,7 @@ class CleanUp:
         prepare: Callable[[Records], CleanUpArguments],
         key: IdempotencyKey | None,
     ) -> Job:
-        if job := self._jobs().under_way(verb, target):
+        if job := self._jobs().join_on(key, verb, target):
             return job
         return self._jobs().submit(verb, target, prepare, key)
 

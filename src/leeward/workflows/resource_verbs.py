@@ -178,7 +178,7 @@ class ResourceVerbs:
         if found is not None and found.requested == as_requested(account):
             if found.state is ResourceState.READY:
                 return None
-            if job := self._jobs().under_way("storage-account.create", target):
+            if job := self._jobs().join_on(key, "storage-account.create", target):
                 return job
 
         def prepare(records: Records) -> ResourceArguments:
@@ -208,7 +208,7 @@ class ResourceVerbs:
         """Return the job that deletes the network or storage account, with all that is in it; the
         one under way if there is one. Raises: NotFound; Conflict while it is used."""
         verb, target = f"{KINDS[kind]}.delete", f"{KINDS[kind]}/{region}/{name}"
-        if job := self._jobs().under_way(verb, target):
+        if job := self._jobs().join_on(key, verb, target):
             return job
 
         def prepare(records: Records) -> ResourceArguments:

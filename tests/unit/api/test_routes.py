@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import pkgutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from tests.unit.workflows.replay_rig import ReplayEngine
 
-from leeward.api.access import load_token
+from leeward import api
+from leeward.api.access import idempotency_key, load_token
 from leeward.api.app import build_app
 from leeward.core.errors import NotAllowed
 from leeward.protocol.messages import Verb
@@ -277,6 +281,24 @@ def test_a_request_repeated_under_its_key_makes_one_job(http: Http) -> None:
         == http.post(token, json={}, headers=keyed).json()["token"]
     )
     problem(http.post(token, json={}, headers={"Idempotency-Key": "x" * 300}), 400)
+
+
+def test_every_deletion_that_takes_a_job_heeds_the_key_of_its_request() -> None:
+    """A lost answer is asked for again when what was deleted has gone."""
+    modules = [each.name for each in pkgutil.iter_modules(api.__path__, "leeward.api.")]
+    deletions = [
+        route
+        for name in modules
+        if name.endswith("_routes")
+        for route in import_module(name).router.routes
+        if isinstance(route, APIRoute)
+        and "DELETE" in (route.methods or ())
+        and route.status_code == 202
+    ]
+    assert len(deletions) > 3
+    for route in deletions:
+        calls = [dependency.call for dependency in route.dependant.dependencies]
+        assert idempotency_key in calls, route.path
 
 
 def test_pages_of_jobs_follow_their_cursor(http: Http) -> None:
