@@ -168,7 +168,7 @@ class MachineVerbs:
         except LeewardError:
             job.step("keep", lambda _: self._keep(arguments), dict[str, object], is_undo=True)
             raise
-        job.step("forget", lambda _: self._forget(arguments), dict[str, object])
+        job.record_step("forget", lambda: self._forget(arguments), dict[str, object])
         return {}
 
     def run_start(self, job: RunningJob) -> Json:

@@ -304,7 +304,7 @@ class ResourceVerbs:
         except LeewardError:
             job.step("keep", lambda _: self._keep(kind, arguments), dict[str, object], is_undo=True)
             raise
-        job.step("forget", lambda _: self._forget(kind, arguments), dict[str, object])
+        job.record_step("forget", lambda: self._forget(kind, arguments), dict[str, object])
         return {}
 
     def _ready(self, arguments: ResourceArguments) -> Json:

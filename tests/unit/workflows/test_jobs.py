@@ -12,6 +12,7 @@ from tests.unit.workflows.replay_rig import Site, site
 
 from leeward.core.errors import Conflict, HypervisorRefused, Unavailable
 from leeward.model.recovery import ItemState, Job, JobState
+from leeward.model.resources import VirtualMachine, VirtualNetwork
 from leeward.protocol.messages import Verb
 from leeward.vault.records import Records
 from leeward.workflows import jobs, patience
@@ -116,3 +117,15 @@ def test_disabling_in_one_vault_is_not_disabling_in_another(made: Site) -> None:
     first = made.service.disabling.disable("main", "web-1", delete_replica=False)
     assert made.service.disabling.disable("main", "web-1", delete_replica=False).id == first.id
     assert made.service.disabling.disable("other", "web-1", delete_replica=False).id != first.id
+
+
+def test_what_is_gone_from_its_host_is_forgotten_because_a_disk_is_full(made: Site) -> None:
+    """Else it would be known as being deleted for good."""
+    made.run(made.service.disabling.disable("main", "web-1", delete_replica=False))
+    _FullDisk(made, "forget")
+    assert made.run(made.service.machines.delete("east", "web-1")).state is JobState.SUCCEEDED
+    deleted = made.service.resources.delete_real(VirtualNetwork, "east", "corp")
+    assert made.run(deleted).state is JobState.SUCCEEDED
+    with made.vault.read() as records:
+        assert records.resources.find(VirtualMachine, "east", "web-1") is None
+        assert records.resources.find(VirtualNetwork, "east", "corp") is None
