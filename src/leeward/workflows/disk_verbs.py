@@ -38,6 +38,7 @@ from leeward.workflows.specs import account_spec, disk_spec, vm_id
 DISK_ADD = "vm.disk-add"
 DISK_REMOVE = "vm.disk-remove"
 DISK_GROW = "vm.disk-grow"
+_CHANGES = (DISK_ADD, DISK_REMOVE, DISK_GROW)
 UNPLUG_SECONDS = 60.0
 
 
@@ -78,7 +79,7 @@ class DiskVerbs:
         check_name(disk.name, field="disk")
 
         def prepare(records: Records) -> AddArguments:
-            vm = _machine(records, region, name).value
+            vm = _resting(records, region, name)
             check_disk(load_inventory(records, [region]), vm, disk)
             check_staying(records, StorageAccount, region, disk.storage_account)
             if any(known.name == disk.name for known in vm.disks):
@@ -98,7 +99,7 @@ class DiskVerbs:
         it keep it. Raises: NotFound, Conflict."""
 
         def prepare(records: Records) -> DiskArguments:
-            vm = _machine(records, region, name).value
+            vm = _resting(records, region, name)
             if _disk(vm, disk) == vm.disks[0]:
                 raise Conflict(f"{name} boots from disk {disk}", field="disk")
             record = _following(records, region, name)
@@ -124,7 +125,7 @@ class DiskVerbs:
         Conflict, InvalidRequest."""
 
         def prepare(records: Records) -> DiskArguments:
-            known = _disk(_machine(records, region, name).value, disk)
+            known = _disk(_resting(records, region, name), disk)
             if size_bytes % SECTOR or size_bytes <= known.size_bytes:
                 raise InvalidRequest(
                     f"disk {disk} has {known.size_bytes} bytes: {size_bytes} is no larger size",
@@ -285,6 +286,24 @@ class DiskVerbs:
                 item = replace(record.item, has_varied_disks=True)
                 records.items.update(replace(record, item=item, target_vm=vm))
         return {}
+
+
+def check_disks_resting(records: Records, region: str, name: str) -> None:
+    """Return if no job changes the VM's disks: what it undid could be another's. Raises:
+    Conflict."""
+    found = [records.jobs.open_on(verb, machine_target(region, name)) for verb in _CHANGES]
+    for under_way in (job for job in found if job is not None):
+        raise Conflict(
+            f"the disks of {name} are just being changed by {under_way.id} ({under_way.verb})",
+            field="disk",
+            hint=f"`leeward job show {under_way.id}` tells how far it is; try again when it ended",
+        )
+
+
+def _resting(records: Records, region: str, name: str) -> VirtualMachine:
+    vm = _machine(records, region, name).value
+    check_disks_resting(records, region, name)
+    return vm
 
 
 def _machine(records: Records, region: str, name: str) -> Stored[VirtualMachine]:

@@ -25,6 +25,7 @@ from leeward.model.resources import (
     VirtualMachine,
     VirtualNetwork,
 )
+from leeward.protection.health import FOLLOWING
 from leeward.protection.inventory import Protected
 from leeward.protection.options import ProtectOptions
 from leeward.protection.plan import ProtectionPlan, plan_protection
@@ -35,6 +36,7 @@ from leeward.vault.jobs import IdempotencyKey
 from leeward.vault.records import Records
 from leeward.vault.resources import ResourceState
 from leeward.workflows.bench import Bench, check_staying, storage_root
+from leeward.workflows.disk_verbs import check_disks_resting
 from leeward.workflows.dispatch import Order
 from leeward.workflows.ending import Ending, used_resources
 from leeward.workflows.engine import Json
@@ -85,6 +87,7 @@ class ProtectVerbs:
         def prepare(records: Records) -> ProtectArguments:
             plan = self._plan(records, vault, options)
             self._check_nodes(records, plan)
+            check_disks_resting(records, plan.source_region, plan.source_vm)
             check_staying(records, StorageAccount, plan.cache_region, plan.cache_account)
             for account in _target_accounts(plan):
                 check_staying(records, StorageAccount, plan.target_region, account)
@@ -278,7 +281,7 @@ class ProtectVerbs:
         plan, item_id = arguments.plan, arguments.item_id
         left = job.step("end", lambda _: self._set_ending(item_id), dict[str, object], is_undo=True)
         if left["is_disabled"]:
-            return  # the job that disables it does all of this
+            return  # the job that disables it does all of this, or another verb has the item
         used = used_resources(
             _new_item(plan, item_id), plan.target_vm, cache_region=plan.cache_region
         )
@@ -289,12 +292,24 @@ class ProtectVerbs:
         with self._bench.vault.write() as records:
             record = records.items.find(item_id)
             jobs = [job.verb for job in records.jobs.open_of_item(item_id)]
-            if record is None or "item.disable" in jobs:
+            if record is None or "item.disable" in jobs or _is_in_use(record):
                 return {"is_disabled": True}
             if record.item.state is not ItemState.DISABLING:
                 item = replace(record.item, state=ItemState.DISABLING, problem="")
                 records.items.update(replace(record, item=item, is_replicating=False))
         return {"is_disabled": False}
+
+
+def _is_in_use(record: ItemRecord) -> bool:
+    """Say whether the item, protected by now, has failed over since or has a test VM: those read
+    its replica."""
+    item = record.item
+    return item.rehearsal is not None or item.state not in (
+        *FOLLOWING,
+        ItemState.PROTECTING,
+        ItemState.DISABLING,
+        ItemState.FAILED,
+    )
 
 
 def _protected(record: ItemRecord) -> Protected:

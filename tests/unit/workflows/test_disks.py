@@ -165,3 +165,29 @@ def test_disks_of_a_point_and_back(made: Site) -> None:
     whole, vm_whole = with_all_disks(smaller, vm_then)
     assert whole.disks == record.item.disks
     assert {disk.name for disk in vm_whole.disks} == {"system", "data"}
+
+
+def test_one_job_at_a_time_changes_the_disks_of_a_vm(made: Site) -> None:
+    """A second one that is refused by the host would remove the disk of the first."""
+    job = made.service.disks.add("east", "web-1", LOGS)
+    busy = f"just being changed by {job.id}"
+    with pytest.raises(Conflict, match=busy):
+        made.service.disks.add("east", "web-1", replace(LOGS, size_bytes=2 * GIB))
+    with pytest.raises(Conflict, match=busy):
+        made.service.disks.remove("east", "web-1", "data")
+    with pytest.raises(Conflict, match=busy):
+        made.service.disks.grow("east", "web-1", "data", 2 * GIB)
+    assert made.run(job).state is JobState.SUCCEEDED
+    assert made.asked[Verb.VM_DISK_REMOVE] == 0
+    made.service.disks.remove("east", "web-1", "data")
+
+
+def test_a_vm_is_not_protected_while_its_disks_change(tmp_path: Path) -> None:
+    """The disk would be neither replicated nor known as excluded."""
+    with site(tmp_path / "other") as made:
+        job = made.service.disks.add("east", "web-1", LOGS)
+        with pytest.raises(Conflict, match=f"just being changed by {job.id}"):
+            made.protect()
+        assert made.run(job).state is JobState.SUCCEEDED
+        protected(made)
+        assert [one.disk for one in item(made).item.disks] == ["system", "data", "logs"]

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.workflows.replay_rig import Site, site
 
 from leeward.core.errors import Conflict
-from leeward.model.recovery import ItemState, Job, JobState, Policy
+from leeward.model.recovery import ItemState, Job, JobState, Policy, Rehearsal
 from leeward.model.resources import StorageAccount, VirtualMachine
 from leeward.protocol.messages import NodeStatus, ProcessingStatus, Verb
 from leeward.vault.resources import ResourceState
@@ -165,3 +165,33 @@ def test_a_host_that_answers_keeps_its_vms(made: Site) -> None:
     assert made.run(disable(made)).state is JobState.SUCCEEDED
     with pytest.raises(Conflict, match="still answers"):
         made.service.nodes.forget(made.source.id, with_vms=True)
+
+
+@pytest.mark.parametrize("has", ["failover", "test VM"])
+def test_cancelling_a_protection_takes_nothing_from_what_came_after_it(
+    tmp_path: Path, has: str
+) -> None:
+    with site(tmp_path / "other") as made:
+        job = made.protect()
+        begin = made.engine.before_step
+
+        def and_then(name: str) -> None:
+            begin(name)
+            if name == "initial replication":
+                made.engine.before_step = begin
+                if has == "failover":
+                    made.service.failovers.failover("main", "web-1", "latest")
+                else:
+                    with made.vault.write() as records:
+                        record = records.items.get("main", "web-1")
+                        test_vm = Rehearsal(recovery_point="", region="", host="", vm_id="")
+                        tested = replace(record.item, rehearsal=test_vm)
+                        records.items.update(replace(record, item=tested))
+                made.service.jobs.cancel(job.id)
+
+        made.engine.before_step = and_then
+        assert made.run(job).state is JobState.CANCELLED
+        with made.vault.read() as records:
+            item = records.items.get("main", "web-1").item
+        assert item.state is (ItemState.FAILING_OVER if has == "failover" else ItemState.PROTECTED)
+        assert made.asked[Verb.PROCESSING_STOP] == made.asked[Verb.ACCOUNT_DELETE] == 0
