@@ -6,6 +6,7 @@ Packets decide: each station is a namespace on a subnet's bridge, as a guest wou
 from __future__ import annotations
 
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -170,6 +171,40 @@ def test_the_subnets_of_a_routed_network_reach_each_other_until_it_routes_no_mor
     assert reaches(here, far, "10.77.1.9")
     machine.apply(network)
     assert is_apart(here, far, "10.77.1.9")
+
+
+def test_a_network_whose_change_is_refused_stays_as_it_was(
+    host: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, network = host.driver(), host.network("f")
+    driver.apply_network(network)
+    for changes, missing in (
+        ({"is_routed": True}, "nft"),
+        ({"has_nat": True}, "slirp4netns"),  # when the rules let packets through already
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", path_without(tmp_path / missing, missing))
+            with pytest.raises(InvalidRequest, match=f"{missing}.* is not installed"):
+                driver.apply_network(replace(network, **changes))
+        assert forwards_packets(network) is False, missing
+    driver.apply_network(replace(network, is_routed=True))
+    assert forwards_packets(network)
+
+
+def path_without(directory: Path, missing: str) -> str:
+    """Return a PATH with the programs that networks need but one."""
+    directory.mkdir()
+    for program in {"ip", "bridge", "nsenter", "dnsmasq", "nft", "slirp4netns"} - {missing}:
+        found = shutil.which(program)
+        assert found is not None, program
+        (directory / program).symlink_to(found)
+    return str(directory)
+
+
+def forwards_packets(network: NetworkSpec) -> bool:
+    """Say whether the network's namespace routes."""
+    setting = Path("/proc/sys/net/ipv4/ip_forward")
+    return namespaces.inside(namespace_of(network.network_id), setting.read_text).strip() == "1"
 
 
 def test_a_network_spans_hosts_that_tell_each_other_where_their_tunnels_end(

@@ -10,6 +10,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,9 @@ class HostNetworks:
         }
 
     def apply(self, spec: NetworkSpec, vms: Specs) -> None:
-        """Make the network exist with exactly these subnets, or not at all if it is new."""
+        """Make the network exist with exactly these subnets.
+
+        What cannot be made leaves it as it was: not there, or as last applied."""
         with self._locks[spec.network_id]:
             with self.admission:
                 known = self._records.get(spec.network_id)
@@ -67,11 +70,13 @@ class HostNetworks:
                 self._records.put(spec.network_id, NetworkRecord(spec=spec))
             try:
                 self._make(spec)
-            except LeewardError:
+            except (LeewardError, OSError):
                 if known is None:
                     self._remove(spec.network_id)
                 else:
                     self._records.put(spec.network_id, known)
+                    with suppress(LeewardError, OSError):  # why it could not be made says more
+                        self._make(known.spec)
                 raise
 
     def delete(self, network_id: str, vms: Specs) -> None:

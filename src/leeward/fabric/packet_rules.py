@@ -23,13 +23,14 @@ OUTSIDE = "outside"
 def apply_rules(namespace: str, spec: NetworkSpec, *, is_joined: bool, is_new: bool) -> None:
     """Make the namespace's rules those of the network and no others.
 
-    is_joined: it has tunnels; every host has the gateways' addresses for itself, so nobody asks for
-    them through one. is_new: it has no rules yet.
+    At no moment does it route without them. is_joined: it has tunnels; every host has the gateways'
+    addresses for itself, so nobody asks for them through one. is_new: it has no rules yet.
     Raises: InvalidRequest when rules are needed and nft is not installed; Unavailable.
     """
-    is_routed, has_nat = spec.is_routed, spec.has_nat
-    namespaces.write_setting(namespace, "ipv4/ip_forward", "1" if is_routed or has_nat else "0")
-    is_plain = not (is_routed or has_nat or is_joined)
+    forwards = spec.is_routed or spec.has_nat
+    if not forwards:
+        _set_forwarding(namespace, "0")
+    is_plain = not (forwards or is_joined)
     if is_plain and (is_new or shutil.which("nft") is None):
         return  # there are none
     lines = [
@@ -37,11 +38,17 @@ def apply_rules(namespace: str, spec: NetworkSpec, *, is_joined: bool, is_new: b
         for family in ("inet", "bridge")
         for verb in ("add", "delete")
     ]
-    if is_routed or has_nat:
-        lines += _forwarding(is_routed=is_routed, has_nat=has_nat)
+    if forwards:
+        lines += _forwarding(is_routed=spec.is_routed, has_nat=spec.has_nat)
     if is_joined:
         lines += _joined([subnet.gateway for subnet in spec.subnets])
     _nft(namespace, "\n".join(lines) + "\n")
+    if forwards:
+        _set_forwarding(namespace, "1")
+
+
+def _set_forwarding(namespace: str, value: str) -> None:
+    namespaces.write_setting(namespace, "ipv4/ip_forward", value)
 
 
 def _forwarding(*, is_routed: bool, has_nat: bool) -> list[str]:
