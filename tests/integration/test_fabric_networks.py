@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from scenario.capture import wait_carries
 from tests.integration.fabric_rig import Rig, rig
 
 from leeward.core.errors import InvalidRequest
-from leeward.fabric import namespaces
+from leeward.fabric import namespaces, processes
 from leeward.fabric.networks import bridge_of, namespace_of
 from leeward.fabric.packet_rules import OUTSIDE
 from leeward.fabric.qemu_driver import QemuDriver
@@ -189,6 +190,68 @@ def test_a_network_whose_change_is_refused_stays_as_it_was(
         assert forwards_packets(network) is False, missing
     driver.apply_network(replace(network, is_routed=True))
     assert forwards_packets(network)
+
+
+def test_an_address_can_be_given_again_after_a_withdrawal_that_was_cut_short(
+    host: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, network = host.driver(), host.network("w")
+    driver.apply_network(network)
+    driver.create_vm(host.empty_vm("one", nics=host.nics(network)[:1]), paused=True)
+    home = dhcp_home(host, network)
+    assert processes.read_pid_file(home / "dnsmasq.pid") is not None
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        real(path, missing_ok)
+        if path.parent.name == "hosts":
+            raise KeyboardInterrupt
+
+    real = Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            driver.delete_vm("one")
+    assert list((home / "hosts").iterdir()) == []
+    assert processes.find(home / "dnsmasq.pid") is None, "one that has not forgotten the address"
+    host.driver().delete_vm("one")
+    assert processes.find(home / "dnsmasq.pid") is not None
+
+
+def test_vms_of_a_subnet_are_deleted_side_by_side(host: Rig) -> None:
+    driver, network = host.driver(), host.network("v")
+    driver.apply_network(network)
+    names = ("one", "two", "three")
+    for last, name in enumerate(names, start=4):
+        vm = host.empty_vm(name, nics=host.nics(network, last)[:1])
+        disks = tuple(
+            replace(disk, directory=f"{disk.directory}-{name}", format="raw") for disk in vm.disks
+        )
+        driver.create_vm(replace(vm, disks=disks), paused=True)
+    with ThreadPoolExecutor() as pool:
+        deletions = [pool.submit(driver.delete_vm, name) for name in names]
+        deletions.append(pool.submit(driver.apply_network, network))
+        for deletion in deletions:
+            deletion.result()
+    serving = [pid for pid in servers_in(network) if f"={bridge_of('front')}" in arguments(pid)]
+    assert len(serving) == 1
+
+
+def servers_in(network: NetworkSpec) -> list[int]:
+    """Return the pids of the processes in the network's namespace."""
+    return namespaces.processes_in(namespace_of(network.network_id))
+
+
+def arguments(pid: int) -> str:
+    """Return the command line of a process, "" of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def dhcp_home(host: Rig, network: NetworkSpec) -> Path:
+    """Return the directory of the DHCP server of the network's first subnet."""
+    return host.directory / "data/networks" / network.network_id / "dhcp-front"
 
 
 def path_without(directory: Path, missing: str) -> str:

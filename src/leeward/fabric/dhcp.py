@@ -6,13 +6,25 @@ is ours, so no lease is kept.
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from leeward.fabric import processes
+from leeward.fabric import namespaces, processes
 from leeward.fabric.namespaces import namespace_path
 from leeward.protocol.fabric import NicSpec, SubnetSpec
+
+_locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+
+
+def held(home: Path) -> threading.RLock:
+    """Return what is held while the server whose directory is `home` is started or stopped.
+
+    Who starts it with what he has read of the network has read it while he holds this.
+    """
+    return _locks[str(home)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +39,14 @@ class DhcpServer:
 
     def ensure_running(self) -> None:
         """Make it serve. Raises: InvalidRequest when dnsmasq is not installed; Unavailable."""
-        (self.home / "hosts").mkdir(parents=True, exist_ok=True)
-        if processes.find(_pid_file(self.home)) is None:
-            processes.spawn(
-                ["nsenter", f"--net={namespace_path(self.namespace)}", *self._argv()],
-                pid_file=_pid_file(self.home),
-                log_file=self.home / "dnsmasq.log",
-            )
+        with held(self.home):
+            (self.home / "hosts").mkdir(parents=True, exist_ok=True)
+            if processes.find(_pid_file(self.home)) is None:
+                processes.spawn(
+                    ["nsenter", f"--net={namespace_path(self.namespace)}", *self._argv()],
+                    pid_file=_pid_file(self.home),
+                    log_file=self.home / "dnsmasq.log",
+                )
 
     def assign(self, vm_id: str, host_name: str, nic: NicSpec) -> None:
         """Make the NIC get its address: dnsmasq notices new files by itself. Idempotent."""
@@ -49,11 +62,14 @@ class DhcpServer:
     def withdraw(self, vm_id: str, nic_name: str) -> None:
         """Make the NIC get no address. Idempotent."""
         entry = self._entry(vm_id, nic_name)
-        if entry.exists():
-            entry.unlink()
-            # it forgets only by starting anew; the signal to reread kills one that is just starting
-            stop_server(self.home)
-            self.ensure_running()
+        with held(self.home):
+            if entry.exists():
+                # it forgets only by starting anew (the signal to reread kills one that is just
+                # starting): none may outlive the entry if we are killed in between
+                stop_server(self.home)
+                entry.unlink()
+            if namespaces.exists(self.namespace):  # else it starts when the network is made again
+                self.ensure_running()
 
     def _entry(self, vm_id: str, nic_name: str) -> Path:
         return self.home / "hosts" / f"{vm_id}.{nic_name}"
@@ -77,10 +93,11 @@ class DhcpServer:
 
 def stop_server(home: Path) -> None:
     """Make the server whose directory is `home` not run. Idempotent."""
-    running = processes.find(_pid_file(home))
-    if running is not None:
-        processes.end(running)
-    _pid_file(home).unlink(missing_ok=True)
+    with held(home):
+        running = processes.find(_pid_file(home))
+        if running is not None:
+            processes.end(running)
+        _pid_file(home).unlink(missing_ok=True)
 
 
 def _pid_file(home: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from leeward.core.errors import LeewardError, NotFound
 from leeward.fabric import namespaces, processes
-from leeward.fabric.dhcp import DhcpServer, stop_server
+from leeward.fabric.dhcp import DhcpServer, held, stop_server
 from leeward.fabric.forwards import ensure_forwarding, stop_forwarding
 from leeward.fabric.outside import NAME_SERVER, Outside
 from leeward.fabric.packet_rules import apply_rules
@@ -123,7 +123,8 @@ class NamespaceNetworks:
 
     def detach(self, spec: VmSpec) -> None:
         for nic in spec.nics:
-            with suppress(NotFound):  # the network is gone already
+            home = self._dhcp_home(nic.network_id, nic.subnet)
+            with held(home), suppress(NotFound):  # the network is gone already
                 self._dhcp(nic.network_id, self._subnet(nic)).withdraw(spec.vm_id, nic.name)
 
     def forward(
@@ -190,12 +191,15 @@ class NamespaceNetworks:
 
     def _dhcp(self, network_id: str, subnet: SubnetSpec) -> DhcpServer:
         return DhcpServer(
-            home=self._records.home(network_id) / f"dhcp-{subnet.name}",
+            home=self._dhcp_home(network_id, subnet.name),
             namespace=namespace_of(network_id),
             bridge=bridge_of(subnet.name),
             subnet=subnet,
             name_server=NAME_SERVER if self._has_nat(network_id) else "",
         )
+
+    def _dhcp_home(self, network_id: str, subnet: str) -> Path:
+        return self._records.home(network_id) / f"dhcp-{subnet}"
 
     def _has_nat(self, network_id: str) -> bool:
         record = self._records.get(network_id)
