@@ -236,6 +236,23 @@ def test_vms_of_a_subnet_are_deleted_side_by_side(host: Rig) -> None:
     assert len(serving) == 1
 
 
+def test_the_dhcp_server_says_what_the_network_has_now(host: Rig) -> None:
+    driver, network = host.driver(), host.network("o")
+    front = replace(network.subnets[0], host_address="10.77.0.254")
+    network = replace(network, subnets=(front,))
+    moved = replace(network, subnets=(replace(front, gateway="10.77.0.2"),))
+    said, servers = [], []
+    for spec in (network, network, replace(network, has_nat=True), network, moved):
+        driver.apply_network(spec)
+        server = processes.find(dhcp_home(host, network) / "dnsmasq.pid")
+        assert server is not None
+        servers.append(server)
+        line = arguments(server.pid)
+        said.append(("dns-server" in line, "router,10.77.0.1 " in line))
+    assert said == [(False, True), (False, True), (True, True), (False, True), (False, False)]
+    assert servers[0] == servers[1], "one that says what is so goes on"
+
+
 def servers_in(network: NetworkSpec) -> list[int]:
     """Return the pids of the processes in the network's namespace."""
     return namespaces.processes_in(namespace_of(network.network_id))

@@ -38,9 +38,15 @@ class DhcpServer:
     name_server: str = ""
 
     def ensure_running(self) -> None:
-        """Make it serve. Raises: InvalidRequest when dnsmasq is not installed; Unavailable."""
+        """Make it serve as the network is now.
+
+        Raises: InvalidRequest when dnsmasq is not installed; Unavailable.
+        """
         with held(self.home):
             (self.home / "hosts").mkdir(parents=True, exist_ok=True)
+            running = processes.find(_pid_file(self.home))
+            if running is not None and not processes.runs_as(running, self._argv()):
+                stop_server(self.home)  # another gateway, or NAT is on or off since
             if processes.find(_pid_file(self.home)) is None:
                 processes.spawn(
                     ["nsenter", f"--net={namespace_path(self.namespace)}", *self._argv()],

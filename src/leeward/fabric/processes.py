@@ -51,6 +51,15 @@ def _start_ticks(pid: int) -> int | None:
     return None if has_ended else int(fields[19])
 
 
+def runs_as(process: ProcessIdentity, argv: Sequence[str]) -> bool:
+    """Say whether the process runs with those arguments, or is about to through a wrapper's."""
+    try:
+        line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    except OSError:  # gone meanwhile
+        return False
+    return line.decode(errors="replace").split("\0")[:-1][-len(argv) :] == list(argv)
+
+
 def identify(pid: int) -> ProcessIdentity | None:
     """Return the identity of a living process, else None."""
     ticks = _start_ticks(pid)
