@@ -316,6 +316,28 @@ def test_a_network_spans_hosts_that_tell_each_other_where_their_tunnels_end(
     assert tunnel_of("front") not in namespaces.links(namespace_of(specs[0].network_id))
 
 
+def test_a_tunnel_ends_where_the_host_takes_tunnels_now(
+    host: Rig, stations: ExitStack, tmp_path: Path
+) -> None:
+    other = Machine(stations, tmp_path / "other", tunnel="127.0.0.1")
+    specs = [joined(host, which) for which in "gh"]
+    before = Machine(stations, tmp_path / "one", tunnel="127.0.0.1")
+    before.apply(replace(specs[0], peers=(other.end,)))
+    # the same host, its agent started with another port
+    (tmp_path / "one.tunnel").unlink()
+    after = Machine(stations, tmp_path / "one", tunnel="127.0.0.1")
+    assert after.end != before.end
+    after.apply(replace(specs[0], peers=(other.end,)))
+    other.apply(replace(specs[1], peers=(after.end,)))
+    here = station(stations, specs[0], "front", "10.77.0.9")
+    there = station(stations, specs[1], "front", "10.77.0.10")
+    assert reaches(there, here, "10.77.0.9")
+    index = namespaces.links(namespace_of(specs[0].network_id))[tunnel_of("front")]["ifindex"]
+    after.apply(replace(specs[0], peers=(other.end,)))
+    again = namespaces.links(namespace_of(specs[0].network_id))[tunnel_of("front")]["ifindex"]
+    assert again == index, "one that ends there goes on"
+
+
 def test_subnets_of_a_routed_network_reach_each_other_across_hosts(
     host: Rig, stations: ExitStack, tmp_path: Path
 ) -> None:

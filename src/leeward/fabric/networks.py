@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from leeward.core.errors import LeewardError, NotFound
 from leeward.fabric import namespaces, processes
@@ -137,7 +137,7 @@ class NamespaceNetworks:
     def stop_forwarding(self, home: Path) -> None:
         stop_forwarding(home)
 
-    def _apply_bridges(self, name: str, spec: NetworkSpec) -> frozenset[str]:
+    def _apply_bridges(self, name: str, spec: NetworkSpec) -> dict[str, dict[str, Any]]:
         """Make the bridges so; return the devices that were there before, bridges' ports too."""
         there = namespaces.links(name)
         wanted = {bridge_of(subnet.name): subnet for subnet in spec.subnets}
@@ -163,7 +163,7 @@ class NamespaceNetworks:
         namespaces.change(name, commands)
         for bridge in wanted:  # a guest that has just booted is found in 0.1 s instead of 1 s
             namespaces.write_setting(name, f"ipv4/neigh/{bridge}/retrans_time_ms", "100")
-        return frozenset(there)
+        return there
 
     def _drop_subnet(self, network_id: str, bridge: str) -> None:
         """Stop the DHCP server of a subnet that is gone or has another prefix now."""

@@ -16,10 +16,11 @@ import json
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
+from typing import Any
 
 from leeward.core.errors import InvalidRequest, Unavailable
 from leeward.fabric import namespaces
@@ -79,13 +80,13 @@ def settle_end(wanted: str, kept_in: Path) -> TunnelEnd | None:
 class Joint:
     """Where one subnet's bridge in a network's namespace meets what is outside of it.
 
-    there: devices of the namespace as they were last seen.
+    there: devices of the namespace as they were last seen, by name.
     """
 
     namespace: str
     bridge: str
     subnet: SubnetSpec
-    there: frozenset[str]
+    there: Mapping[str, Mapping[str, Any]]
 
     def join_peers(self, end: TunnelEnd | None, peers: Sequence[str]) -> None:
         """Make the bridge reach exactly those peers. Raises: Unavailable, InvalidRequest."""
@@ -93,7 +94,8 @@ class Joint:
         if end is None or not self.subnet.tunnel_id or not peers:
             self._drop(device)
             return
-        if device not in self.there:
+        if not self._is_tunnel_of(device, end):
+            self._drop(device)  # neither end nor id of a tunnel can be changed
             namespaces.change_host(
                 [
                     f"link add {device} netns {self.namespace} mtu {_MTU} type vxlan "
@@ -124,6 +126,11 @@ class Joint:
             )
         namespaces.change_host([f"link set {outer} master {self.subnet.bridge} up"])
         self._connect(inner)
+
+    def _is_tunnel_of(self, device: str, end: TunnelEnd) -> bool:
+        there = self.there.get(device, {}).get("linkinfo", {}).get("info_data", {})
+        known = (there.get("id"), there.get("local"), there.get("port"))
+        return known == (self.subnet.tunnel_id, end.address, end.port)
 
     def _connect(self, device: str) -> None:
         namespaces.change(self.namespace, [f"link set {device} master {self.bridge} up"])
