@@ -179,14 +179,17 @@ def test_a_network_whose_change_is_refused_stays_as_it_was(
 ) -> None:
     driver, network = host.driver(), host.network("f")
     driver.apply_network(network)
-    for changes, missing in (
-        ({"is_routed": True}, "nft"),
-        ({"has_nat": True}, "slirp4netns"),  # when the rules let packets through already
+    for wanted, missing in (
+        (replace(network, is_routed=True), "nft"),
+        (
+            replace(network, has_nat=True),
+            "slirp4netns",
+        ),  # when the rules let packets through already
     ):
         with monkeypatch.context() as patch:
             patch.setenv("PATH", path_without(tmp_path / missing, missing))
             with pytest.raises(InvalidRequest, match=f"{missing}.* is not installed"):
-                driver.apply_network(replace(network, **changes))
+                driver.apply_network(wanted)
         assert forwards_packets(network) is False, missing
     driver.apply_network(replace(network, is_routed=True))
     assert forwards_packets(network)
