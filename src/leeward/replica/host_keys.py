@@ -32,7 +32,7 @@ class HostKeys:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._read: tuple[str, int, str] = ("", 0, "")
+        self._read: tuple[str, tuple[int, ...], str] = ("", (), "")
         self._keys: dict[str, Key] = {}
 
     def find(self, key_id: str) -> Key | None:
@@ -43,18 +43,24 @@ class HostKeys:
         """Return every key there is, by id. Raises: InvalidRequest, without a word of a key."""
         path, direct = os.environ.get(KEY_FILE, ""), os.environ.get(KEYS, "")
         try:
-            changed_ns = os.stat(path).st_mtime_ns if path else 0
+            version = _version(path) if path else ()
         except OSError as error:
             raise InvalidRequest(
                 f"${KEY_FILE}: cannot read {path}: {error.strerror}", field="key_file"
             ) from error
         with self._lock:
-            if self._read != (path, changed_ns, direct):
+            if self._read != (path, version, direct):
                 keys = read_key_file(Path(path)) if path else []
                 keys += parse_keys(direct.replace(",", "\n"), f"${KEYS}")
                 self._keys = {key.id: key for key in keys}
-                self._read = (path, changed_ns, direct)
+                self._read = (path, version, direct)
             return self._keys
+
+
+def _version(path: str) -> tuple[int, ...]:
+    """Return what differs when the file does: another file put in its place may be as old."""
+    about = os.stat(path)
+    return (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
 _host_keys = HostKeys()
@@ -113,8 +119,11 @@ def parse_keys(text: str, origin: str) -> list[Key]:
 def add_new_key(path: Path, comment: str) -> str:
     """Return the id of a new key, which is in the file at `path` now, durably; the file is made if
     it does not exist. Raises: InvalidRequest; Unavailable; Conflict without its directory."""
+    begins = ""
     if path.exists():
         read_key_file(path)
+        if not _ends_its_last_line(path):  # the key would be part of it, and neither be read
+            begins = "\n"
     if not path.parent.is_dir():
         raise Conflict(f"there is no directory {path.parent}", field="file")
     secret = secrets.token_bytes(KEY_BYTES)
@@ -122,9 +131,21 @@ def add_new_key(path: Path, comment: str) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(f"{secret.hex()}  # {key.id} {comment}\n")
+            file.write(f"{begins}{secret.hex()}  # {key.id} {comment}\n")
             file.flush()
             os.fsync(file.fileno())
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as error:
         raise Unavailable(f"cannot write {path}: {error.strerror}") from error
     return key.id
+
+
+def _ends_its_last_line(path: Path) -> bool:
+    try:
+        return path.read_bytes()[-1:] in (b"", b"\n")
+    except OSError as error:
+        raise Unavailable(f"cannot read {path}: {error.strerror}") from error

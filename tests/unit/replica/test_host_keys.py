@@ -40,6 +40,28 @@ def test_new_keys_are_added_and_found_at_once(key_file: Path, tmp_path: Path) ->
     assert key_file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("comment", ["", "  # ours"])
+def test_a_key_is_added_to_a_file_whose_last_line_does_not_end(
+    key_file: Path, comment: str
+) -> None:
+    """As `printf` or an editor leaves it: the new key is none of that line's."""
+    key_file.write_text(SECRET + comment)
+    key_file.chmod(0o600)
+    new = add_new_key(key_file, "second")
+    assert host_key_ids() == tuple(sorted((Key(bytes.fromhex(SECRET)).id, new)))
+
+
+def test_another_file_in_its_place_is_read_though_it_is_as_old(key_file: Path) -> None:
+    old = add_new_key(key_file, "first")
+    os.utime(key_file, ns=(1, 1))
+    assert host_key_ids() == (old,)
+    other = key_file.with_name("other")
+    new = add_new_key(other, "second")
+    os.utime(other, ns=(1, 1))
+    other.replace(key_file)
+    assert host_key_ids() == (new,)
+
+
 def test_the_environment_gives_keys_too(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_FILE)
     monkeypatch.setenv(KEYS, f"{SECRET},{'ab' * 32}")
